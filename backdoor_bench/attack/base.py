@@ -1,0 +1,282 @@
+"""Attack, Trigger, and Victim: what every attack gets, must say, and may change."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backdoor_bench import seeding, training
+from backdoor_bench.dataset import Augmentation, Batches, Data, ImageSet
+from backdoor_bench.errors import ConfigError
+from backdoor_bench.model import Network
+from backdoor_bench.numerics import Numerics
+from backdoor_bench.training import History, Recipe
+
+
+class Trigger(nn.Module, ABC):
+    """Images to triggered images, (B, 3, H, W) float in [0, 1] both ways, on any device, always in float32.
+
+    What a trigger learned or drew is in its ``state_dict``; what it was given is in its attack's configuration, so a
+    stored one is rebuilt without unpickling. The same image gives the same result every time: no random state.
+    """
+
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def paint(self, images: Tensor) -> Tensor:
+        """The trigger itself; called by :meth:`forward` on checked float32 images, outside autocast."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(f"expected float (B, 3, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}")
+        if not len(images):
+            return images
+        with torch.autocast(images.device.type, enabled=False):
+            return self.paint(images.float())
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """Where an attack stands in the survey's Table 3."""
+
+    label: Literal["dirty", "clean"]
+    consistency: Literal["static", "dynamic"]
+    coverage: Literal["local", "global"]
+    mode: Literal["replacement", "additive", "warping"]
+    threat: Literal["data-poisoning", "outsourced-training"]
+
+
+@dataclass(frozen=True)
+class AttackerView:
+    """What the attacker has: the whole training set, its labels, and the means to train networks.
+
+    ``new_network(**overrides)`` makes a fresh network of the victim's architecture (seeded by ``name``), e.g. with
+    another width.
+    """
+
+    train: ImageSet
+    num_classes: int
+    augmentation: Augmentation
+    numerics: Numerics
+    recipe: Recipe
+    seed: int
+    make_network: Callable[..., Network]
+
+    def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator for one purpose, the same in every run with this seed."""
+        return seeding.generator(self.seed, "attack", name, device=device)
+
+    def new_network(self, name: str, **overrides: Any) -> Network:
+        with seeding.scope(self.seed, "attack", name):
+            return self.numerics.place(self.make_network(**overrides))
+
+    def fit(self, module: LightningModule, epochs: int, batch_size: int, title: str) -> History:
+        """Train a network of the attacker's own on the un-augmented training images (uint8 batches)."""
+        batches = Batches(self.train, batch_size, self.generator(title), drop_last=True)
+        with seeding.scope(self.seed, "attack", title, device=self.numerics.device):
+            return training.fit(module, batches, epochs, self.numerics, title)
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A training set after the attacker had it.
+
+    Args:
+        data: what the victim is trained on.
+        altered: (N,) bool, True where the image is no longer the clean one; None: no fixed poison set.
+        ratio: altered images over all images; for attacks without a fixed set, the share per step.
+    """
+
+    data: ImageSet
+    altered: Tensor | None
+    ratio: float
+
+
+class Attack(ABC):
+    """A backdoor attack on image classifiers.
+
+    A subclass names its ``taxonomy`` and builds its ``trigger``. A trigger that is drawn or learned does so in
+    :meth:`prepare`. Data poisoning needs nothing else: :meth:`poison` draws the images from the seed, stamps them
+    before augmentation, rounds them to uint8 and relabels. An attack that controls the training overrides
+    :meth:`poison` to leave the data alone and :meth:`training_batch` to change what each step sees.
+
+    Args:
+        poisoning_ratio: poisoned images over *all* training images, in (0, 1).
+        target_label: the class that triggered images shall become (all-to-one).
+        labels: ``all_to_one``, or ``all_to_all``: class y becomes y + 1 mod C.
+    """
+
+    version: ClassVar[int] = 1
+    taxonomy: ClassVar[Taxonomy]
+
+    def __init__(
+        self,
+        poisoning_ratio: float = 0.1,
+        target_label: int = 0,
+        labels: Literal["all_to_one", "all_to_all"] = "all_to_one",
+    ) -> None:
+        if not 0 < poisoning_ratio < 1:
+            raise ConfigError(
+                f"attack.poisoning_ratio={poisoning_ratio}: expected a fraction of all training images in (0, 1)"
+            )
+        if labels not in ("all_to_one", "all_to_all"):
+            raise ConfigError(f"attack.labels={labels}: expected all_to_one or all_to_all")
+        if labels == "all_to_all" and self.clean_label:
+            raise ConfigError("attack.labels=all_to_all: a clean-label attack changes no label, so it has one target")
+        self.poisoning_ratio, self.target_label, self.labels = float(poisoning_ratio), target_label, labels
+
+    @property
+    def clean_label(self) -> bool:
+        return self.taxonomy.label == "clean"
+
+    @abstractmethod
+    def trigger(self, image_size: tuple[int, int]) -> Trigger:
+        """A trigger for images of (H, W), with its tensors allocated but not yet drawn or learned."""
+
+    def prepare(self, trigger: Trigger, view: AttackerView) -> None:
+        """Draw or learn the trigger's tensors, in place. The default trigger has none."""
+
+    def poison(self, view: AttackerView, trigger: Trigger) -> Poisoned:
+        """The training set with the trigger stamped on the chosen images, and their labels changed."""
+        chosen = self.choose(view)
+        images, labels = view.train.images.clone(), view.train.labels.clone()
+        for part in chosen.split(1000):
+            images[part] = stamp(trigger, images[part], view.numerics)
+        labels[chosen] = self.attack_labels(labels[chosen], view.num_classes)
+        altered = torch.zeros(len(labels), dtype=torch.bool)
+        altered[chosen.cpu()] = True
+        return Poisoned(ImageSet(images, labels), altered, len(chosen) / len(labels))
+
+    def training_batch(
+        self, images: Tensor, labels: Tensor, trigger: Trigger, num_classes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """What a training step sees of a batch of float images before augmentation. Default: the batch."""
+        return images, labels
+
+    def augmentation(self, dataset: Augmentation) -> Augmentation:
+        """The augmentation of the victim's training. Default: the data set's."""
+        return dataset
+
+    def choose(self, view: AttackerView) -> Tensor:
+        """Positions of the images to poison: round(ratio * N) of all, or of the target class if clean-label."""
+        labels = view.train.labels
+        wanted = int(self.poisoning_ratio * len(labels) + 0.5)
+        if self.clean_label:
+            pool = (labels == self.target_label).nonzero().flatten()
+        else:
+            pool = torch.arange(len(labels), device=labels.device)
+        order = torch.randperm(len(pool), generator=view.generator("poison")).to(labels.device)
+        chosen = pool[order[: min(wanted, len(pool))]].sort().values
+        if not len(chosen):
+            raise ConfigError(
+                f"attack.poisoning_ratio={self.poisoning_ratio} of {len(labels)} training images "
+                f"({len(pool)} eligible) poisons none; use at least {1 / len(labels):.2g}"
+            )
+        return chosen
+
+    def attack_labels(self, labels: Tensor, num_classes: int) -> Tensor:
+        """What triggered images of these true labels shall be classified as."""
+        if self.labels == "all_to_all":
+            return (labels + 1) % num_classes
+        return torch.full_like(labels, self.target_label)
+
+    def check(self, num_classes: int) -> None:
+        """Raise if the target label does not exist in the data set."""
+        if isinstance(self.target_label, bool) or not 0 <= self.target_label < num_classes:
+            raise ConfigError(
+                f"attack.target_label={self.target_label}: the data set has classes 0 to {num_classes - 1}"
+            )
+
+
+@torch.no_grad()
+def stamp(trigger: Trigger, stored: Tensor, numerics: Numerics) -> Tensor:
+    """Apply a trigger to stored uint8 images: (B, 3, H, W) uint8, rounded, on the images' device."""
+    painted = trigger(numerics.images(stored))
+    return painted.mul(255).round().clamp(0, 255).to(torch.uint8).contiguous().to(stored.device)
+
+
+class Victim(LightningModule):
+    """A network in training on what the attacker made of the data: the attack's batch, then augmentation, then CE."""
+
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        augmentation: Augmentation,
+        numerics: Numerics,
+        generator: torch.Generator,
+        attack: Attack | None = None,
+        trigger: Trigger | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.recipe, self.augmentation, self.numerics = network, recipe, augmentation, numerics
+        self.attack, self.generator = attack, generator
+        # Not a submodule: what the attacker learned is not the victim's to train.
+        self._trigger = (trigger,)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        stored, labels = batch
+        images = self.numerics.images(stored)
+        if self.attack is not None and self._trigger[0] is not None:
+            classes = self.network.num_classes
+            images, labels = self.attack.training_batch(images, labels, self._trigger[0], classes, self.generator)
+        return F.cross_entropy(self.network(self.augmentation(images, self.generator)), labels)
+
+    def configure_optimizers(self) -> Any:
+        return training.optimisers(self, self.network.parameters(), self.recipe.optimizer, self.recipe.scheduler)
+
+
+@dataclass(frozen=True)
+class TrainedVictim:
+    """A victim as it left training; ``altered`` and ``ratio`` are as in :class:`Poisoned`."""
+
+    network: Network
+    trigger: Trigger | None
+    altered: Tensor | None
+    ratio: float
+    history: History
+
+
+def train_victim(
+    data: Data,
+    make_network: Callable[..., Network],
+    attack: Attack | None,
+    recipe: Recipe,
+    numerics: Numerics,
+    seed: int,
+) -> TrainedVictim:
+    """Train a victim, or a clean network when there is no attack. ``data`` is on the device.
+
+    The initialisation depends on the seed alone, so victims of different attacks start from the same weights.
+    """
+    with seeding.scope(seed, "network"):
+        network = numerics.place(make_network())
+    augmentation, trigger, poisoned = data.augmentation, None, Poisoned(data.train, None, 0.0)
+    if attack is not None:
+        attack.check(data.num_classes)
+        view = AttackerView(data.train, data.num_classes, data.augmentation, numerics, recipe, seed, make_network)
+        trigger = attack.trigger(data.manifest.image_size).to(numerics.device)
+        attack.prepare(trigger, view)
+        trigger.eval().requires_grad_(False)
+        poisoned = attack.poison(view, trigger)
+        augmentation = attack.augmentation(data.augmentation)
+    draws = seeding.generator(seed, "victim", "augmentation", device=numerics.device)
+    victim = Victim(network, recipe, augmentation, numerics, draws, attack, trigger)
+    order = seeding.generator(seed, "victim", "order")
+    batches = Batches(poisoned.data, recipe.batch_size, order, recipe.drop_last)
+    with seeding.scope(seed, "victim", device=numerics.device):
+        network.train()
+        history = training.fit(victim, batches, recipe.epochs, numerics, "train the victim")
+    return TrainedVictim(network.eval(), trigger, poisoned.altered, poisoned.ratio, history)
+
+
+__all__ = [
+    "Attack", "AttackerView", "Poisoned", "Taxonomy", "TrainedVictim", "Trigger", "Victim", "stamp", "train_victim",
+]  # fmt: skip

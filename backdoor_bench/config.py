@@ -1,0 +1,71 @@
+"""The configuration: where it lies, what its interpolations mean, how its nodes become objects."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from backdoor_bench.errors import ConfigError
+from backdoor_bench.training import Recipe
+
+HERE = Path(__file__).resolve().parent
+
+
+@cache
+def directory(name: str = "conf") -> Path:
+    """``conf`` or ``multirun_sweeps``: inside an installed package, else beside it in a checkout."""
+    for candidate in (HERE / name, HERE.parent / name):
+        if candidate.is_dir():
+            return candidate
+    raise ConfigError(f"no folder '{name}' in {HERE} or {HERE.parent}; install the package again")
+
+
+def register_resolvers() -> None:
+    """``${length:NAME,PUBLISHED}``: how long a method works, from the preset, else the recipe, else as published."""
+
+    def length(name: str, published: Any, *, _root_: DictConfig) -> Any:
+        for group in ("preset", "recipe"):
+            value = OmegaConf.select(_root_, f"{group}.lengths.{name}")
+            if value is not None:
+                return value
+        return published
+
+    OmegaConf.register_new_resolver("length", length, replace=True)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Everything resolved, as plain dicts and lists."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items() if key != "hydra"}
+
+
+def make(node: dict[str, Any], **extra: Any) -> Any:
+    """Instantiate a node of the user's own configuration; nested nodes first, containers as plain Python."""
+    try:
+        return instantiate(node, _convert_="all", **extra)
+    except Exception as error:  # Hydra wraps whatever the constructor raised
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        if isinstance(cause, (TypeError, ValueError)):
+            raise ConfigError(f"{node.get('_target_')}: {cause}") from error
+        raise
+
+
+def make_recipe(node: dict[str, Any]) -> Recipe:
+    """The training part of ``conf/recipe``; ``width`` and ``lengths`` are read by interpolation elsewhere."""
+    known = {"_target_", *(field.name for field in fields(Recipe))}
+    recipe = make({key: value for key, value in node.items() if key in known})
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+register_resolvers()

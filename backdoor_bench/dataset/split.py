@@ -1,0 +1,112 @@
+"""Which clean images a defender gets: the data regimes (samples per class, or a ratio of the training set)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from backdoor_bench import seeding
+from backdoor_bench.errors import ConfigError, DataError
+
+DEFAULT_RATIO = 0.05
+VALIDATION_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How much clean data the defender has: exactly one of ``spc`` and ``clean_ratio`` is set."""
+
+    spc: int | None
+    clean_ratio: float | None
+
+    @classmethod
+    def of(cls, spc: int | None, clean_ratio: float | None) -> Regime:
+        """Neither given: ``clean_ratio=0.05``. Both given, or a value that cannot be: :class:`ConfigError`."""
+        if spc is not None and clean_ratio is not None:
+            raise ConfigError(f"both spc={spc} and clean_ratio={clean_ratio} are given; give one of the two")
+        if spc is not None:
+            if isinstance(spc, bool) or int(spc) != spc or spc < 2:
+                raise ConfigError(f"spc={spc}: expected a whole number of at least 2 (one to train, one to validate)")
+            return cls(int(spc), None)
+        ratio = DEFAULT_RATIO if clean_ratio is None else float(clean_ratio)
+        if not 0 < ratio <= 1:
+            raise ConfigError(f"clean_ratio={ratio}: expected a fraction in (0, 1], e.g. 0.05 for 5 %")
+        return cls(None, ratio)
+
+    def counts(self, class_sizes: list[int]) -> list[int]:
+        """Images per class; a ratio is spread in proportion, remainders to the classes that are nearest to one more."""
+        if self.spc is not None:
+            smallest = min(range(len(class_sizes)), key=class_sizes.__getitem__)
+            if class_sizes[smallest] < self.spc:
+                raise DataError(
+                    f"spc={self.spc}, but class {smallest} has {class_sizes[smallest]} images; "
+                    f"use {class_sizes[smallest]} or fewer"
+                )
+            return [self.spc] * len(class_sizes)
+        assert self.clean_ratio is not None
+        exact = [self.clean_ratio * size for size in class_sizes]
+        counts = [int(share) for share in exact]
+        missing = int(self.clean_ratio * sum(class_sizes) + 0.5) - sum(counts)
+        by_remainder = sorted(range(len(exact)), key=lambda c: (counts[c] - exact[c], c))
+        for label in by_remainder[:missing]:
+            counts[label] += 1
+        if max(counts) < 2:
+            raise DataError(
+                f"clean_ratio={self.clean_ratio} of {sum(class_sizes)} images leaves {sum(counts)} over "
+                f"{len(class_sizes)} classes, none with two (one to train, one to validate); use a larger ratio or spc=2"
+            )
+        return counts
+
+
+@dataclass(frozen=True)
+class CleanDraw:
+    """Positions in the training set (int64), and how many drawn images the attacker had altered."""
+
+    train: Tensor
+    validation: Tensor
+    replaced: int
+
+
+def draw_clean(
+    labels: Tensor,
+    regime: Regime,
+    dataset_id: str,
+    repetition: int,
+    altered: Tensor | None = None,
+    clean_from: Literal["unpoisoned", "all"] = "unpoisoned",
+) -> CleanDraw:
+    """Draw the defender's clean images: stratified, seeded by (data set, repetition) alone, nested over regimes.
+
+    Args:
+        labels: (N,) true labels of the training set.
+        regime: how many.
+        dataset_id: the fingerprint of the training images.
+        repetition: another one draws another subset.
+        altered: (N,) bool, True where the attacker changed the image; ``None``: the attack has no fixed poison set.
+        clean_from: ``unpoisoned`` replaces an altered image by the next unaltered one of its class, and takes clean
+            originals only where a class has none left; ``all`` takes the clean original always.
+
+    Returns:
+        Train (90 %) and validation (10 %, at least one of each class that has two) positions.
+    """
+    if clean_from not in ("unpoisoned", "all"):
+        raise ConfigError(f"clean_from={clean_from}: expected unpoisoned or all")
+    labels = labels.cpu()
+    counts = regime.counts(torch.bincount(labels).tolist())
+    train, validation, replaced = [], [], 0
+    for label, count in enumerate(counts):
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=seeding.generator("clean", dataset_id, repetition, label))
+        ordered = members[order]
+        if altered is not None:
+            touched = altered.cpu()[ordered]
+            replaced += int(touched[:count].sum()) if clean_from == "unpoisoned" else 0
+            if clean_from == "unpoisoned":
+                ordered = torch.cat([ordered[~touched], ordered[touched]])
+        held_out = max(1, int(VALIDATION_SHARE * count + 0.5)) if count >= 2 else 0
+        validation.append(ordered[:held_out])
+        train.append(ordered[held_out:count])
+    return CleanDraw(torch.cat(train), torch.cat(validation), replaced)

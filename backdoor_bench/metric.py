@@ -1,0 +1,102 @@
+"""ACC, ASR and RA as torchmetrics; DER, ARR and RDR from before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from backdoor_bench.dataset import ImageSet
+from backdoor_bench.numerics import Numerics
+
+
+@dataclass(frozen=True)
+class TriggeredSet:
+    """Triggered test images, without those whose true label is the attack's already.
+
+    ``data.labels`` are the true labels, ``attack_labels`` what the attacker wants.
+    """
+
+    data: ImageSet
+    attack_labels: Tensor
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Fractions in [0, 1]; ``None`` where there is nothing to measure (no attack: no ASR)."""
+
+    acc: float
+    asr: float | None = None
+    ra: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a defense did, as fractions; ``None`` where the attack cannot be measured."""
+
+    der: float | None
+    arr: float | None
+    rdr: float | None
+
+
+def compare(before: Measurement, after: Measurement) -> Comparison:
+    """DER, ARR and RDR of a purified network against its victim.
+
+    DER = [max(0, ASR drop) - max(0, ACC drop) + 1] / 2; ARR = ACC drop / ACC before;
+    RDR = (ACC before - RA after) / ACC before.
+    """
+    drop = before.acc - after.acc
+    der = rdr = None
+    if before.asr is not None and after.asr is not None:
+        der = (max(0.0, before.asr - after.asr) - max(0.0, drop) + 1) / 2
+    if after.ra is not None and before.acc > 0:
+        rdr = (before.acc - after.ra) / before.acc
+    return Comparison(der, drop / before.acc if before.acc > 0 else None, rdr)
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, data: ImageSet, numerics: Numerics, batch_size: int) -> Iterable[tuple[Tensor, slice]]:
+    """Predicted classes by batch, with the rows they belong to. The network must be in eval mode."""
+    for start in range(0, len(data), batch_size):
+        rows = slice(start, start + batch_size)
+        with numerics.autocast():
+            logits = network(numerics.images(data.images[rows]))
+        yield logits.argmax(1), rows
+
+
+class Evaluator:
+    """Measures a network on the clean and the triggered test set. It holds what no defense may see."""
+
+    def __init__(
+        self, test: ImageSet, triggered: TriggeredSet | None, num_classes: int, numerics: Numerics, batch_size: int
+    ) -> None:
+        self.test, self.triggered, self.numerics, self.batch_size = test, triggered, numerics, batch_size
+        self.num_classes = num_classes
+
+    def measure(self, network: nn.Module) -> Measurement:
+        """ACC, ASR and RA of a network, which is put in eval mode."""
+        network.eval()
+        acc = self._accuracy(network, self.test, self.test.labels)[0]
+        if self.triggered is None:
+            return Measurement(acc)
+        wanted = self.triggered.attack_labels
+        asr, ra = self._accuracy(network, self.triggered.data, wanted, self.triggered.data.labels)
+        return Measurement(acc, asr, ra)
+
+    def _accuracy(self, network: nn.Module, data: ImageSet, *targets: Tensor) -> list[float]:
+        metrics = [
+            MulticlassAccuracy(self.num_classes, average="micro", validate_args=False).to(self.numerics.device)
+            for _ in targets
+        ]
+        for predicted, rows in predict(network, data, self.numerics, self.batch_size):
+            for metric, target in zip(metrics, targets, strict=True):
+                metric.update(predicted, target[rows])
+        return [_fraction(metric, len(data)) for metric in metrics]
+
+
+def _fraction(metric: MulticlassAccuracy, count: int) -> float:
+    """The share in double precision: float32 would print 0.9123000264 in a record."""
+    return round(float(metric.compute()) * count) / count

@@ -1,0 +1,61 @@
+"""What a defender has. Test data, poisoned data, trigger and target label cannot be reached from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from backdoor_bench import seeding
+from backdoor_bench.attack.base import Trigger
+from backdoor_bench.dataset import Augmentation, ImageSet
+from backdoor_bench.errors import IncompatibleError
+from backdoor_bench.numerics import Numerics
+
+
+@dataclass(frozen=True)
+class DefenderView:
+    """The defender's data and means.
+
+    Args:
+        train: clean training images and labels, on the device.
+        validation: clean held-out images and labels, on the device; empty with ``use_validation=train``.
+        num_classes: classes of the suspect network.
+        augmentation: the data set's training augmentation.
+        numerics: device, precision, memory format.
+        repetition: seeds every generator of the defense.
+        clean_ratio: the clean data's share of the training set, where the defender was told it.
+        stage: the running stage's name, so that each stage draws its own numbers.
+        known_trigger: the attacker's trigger, only for a defense whose config says ``assumes: [trigger]``.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    num_classes: int
+    augmentation: Augmentation
+    numerics: Numerics
+    repetition: int = 0
+    clean_ratio: float | None = None
+    stage: str = ""
+    known_trigger: Trigger | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.numerics.device
+
+    @property
+    def trigger(self) -> Trigger:
+        """The attacker's trigger, where the defense declared that it assumes one."""
+        if self.known_trigger is None:
+            raise IncompatibleError(
+                f"stage '{self.stage}' uses the attacker's trigger; its defense must say so (assumes: [trigger]) "
+                "and the victim must have one (+attack=NAME)"
+            )
+        return self.known_trigger
+
+    def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator for one purpose of the running stage."""
+        return seeding.generator("defense", self.repetition, self.stage, name, device=device)
+
+    def for_stage(self, name: str) -> DefenderView:
+        return replace(self, stage=name)

@@ -1,0 +1,151 @@
+"""One way to train anything: a Lightning fit over batches on the device, with nothing around it that costs."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from backdoor_bench import progress
+from backdoor_bench.errors import DivergedError
+from backdoor_bench.numerics import Numerics
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeScheduler = Callable[..., LRScheduler]
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained from scratch.
+
+    Args:
+        epochs: passes over the training set.
+        batch_size: images per step.
+        optimizer: makes the optimiser of the parameters.
+        scheduler: makes the learning rate's schedule of the optimiser, or None; see :func:`optimisers`.
+        drop_last: leave out a trailing partial batch.
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: MakeOptimizer
+    scheduler: MakeScheduler | None = None
+    drop_last: bool = True
+
+
+@dataclass
+class History:
+    """What a fit left: the mean loss of each epoch, and its seconds."""
+
+    loss: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Watch(Callback):
+    """Adds up the loss on the device, looks at it once an epoch, stops a fit that diverged, shows progress."""
+
+    def __init__(self, title: str, history: History, advance: progress.Advance) -> None:
+        self.title, self.history, self.advance = title, history, advance
+        self.total: Tensor | None = None
+        self.steps = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.total, self.steps = None, 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is None:
+            return
+        loss = loss.detach().float()
+        self.total = loss.clone() if self.total is None else self.total.add_(loss)
+        self.steps += 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        mean = float(self.total) / self.steps if self.total is not None else math.nan
+        self.history.loss.append(mean)
+        if not math.isfinite(mean):
+            raise DivergedError(
+                f"{self.title} diverged: the loss is {mean} in epoch {trainer.current_epoch + 1}; "
+                "a smaller learning rate may help"
+            )
+        self.advance(f"loss {mean:.4f}")
+
+
+def fit(
+    module: LightningModule,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    epochs: int,
+    numerics: Numerics,
+    title: str,
+    callbacks: Sequence[Callback] = (),
+) -> History:
+    """Train ``module`` over ``batches`` (sized, on the device) and leave it on the device.
+
+    The Trainer has no logger, no checkpoint and no validation: what measures a network stands outside.
+
+    Raises:
+        DivergedError: the mean loss of an epoch, or a parameter at the end, is not finite.
+    """
+    history = History()
+    started = time.perf_counter()
+    if epochs < 1:
+        return history
+    with progress.track(title, epochs) as advance, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice on loaders and workers does not apply here
+        trainer = Trainer(
+            accelerator="gpu" if numerics.device.type == "cuda" else "cpu",
+            devices=[numerics.device.index or 0] if numerics.device.type == "cuda" else 1,
+            precision=numerics.precision,
+            max_epochs=epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[Watch(title, history, advance), *callbacks],
+        )
+        trainer.fit(module, train_dataloaders=batches)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    numerics.place(module)
+    require_finite(module, title)
+    history.seconds = time.perf_counter() - started
+    return history
+
+
+def optimisers(
+    module: LightningModule,
+    parameters: Iterable[nn.Parameter],
+    optimizer: MakeOptimizer,
+    scheduler: MakeScheduler | None,
+) -> Any:
+    """What ``configure_optimizers`` returns for one optimiser and an optional schedule.
+
+    A schedule whose constructor takes ``total_steps`` (OneCycleLR) is given it and moves by step, others by epoch.
+    """
+    made = optimizer(parameters)
+    if scheduler is None:
+        return made
+    if "total_steps" not in inspect.signature(scheduler).parameters:
+        return {"optimizer": made, "lr_scheduler": scheduler(made)}
+    total = int(module.trainer.estimated_stepping_batches)
+    return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler(made, total_steps=total), "interval": "step"}}
+
+
+def require_finite(network: nn.Module, title: str) -> None:
+    """Raise :class:`DivergedError` if a weight or buffer is NaN or infinite."""
+    tensors = [t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()]
+    if tensors and not bool(torch.stack([t.detach().float().sum().isfinite() for t in tensors]).all()):
+        raise DivergedError(f"{title} diverged: a weight is not finite; a smaller learning rate may help")

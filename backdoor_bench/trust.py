@@ -1,0 +1,61 @@
+"""A stored configuration is somebody's file: what it may name, and what it may not."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from hydra.utils import instantiate
+
+from backdoor_bench.errors import UntrustedError
+
+T = TypeVar("T")
+
+
+def trusted_class(path: str, base: type[T], packages: Sequence[str] = ()) -> type[T]:
+    """The class at a dotted path, if it is a subclass of ``base`` in ``backdoor_bench`` or a named package.
+
+    Raises:
+        UntrustedError: anything else. Nothing outside those packages is even imported.
+    """
+    module, _, name = path.rpartition(".")
+    allowed = ("backdoor_bench", *packages)
+    if module.split(".")[0] not in allowed:
+        raise UntrustedError(
+            f"a stored configuration names '{path}', which is in none of the trusted packages ({', '.join(allowed)}); "
+            "nothing was executed. If it is yours, name its package with trust=[PACKAGE]"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise UntrustedError(f"a stored configuration names '{path}', which does not exist here") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UntrustedError(
+            f"a stored configuration names '{path}', which is no {base.__name__}; nothing was executed"
+        )
+    return cast(type[T], found)
+
+
+def trusted_instance(node: Mapping[str, Any], base: type[T], packages: Sequence[str] = (), **extra: Any) -> T:
+    """Instantiate a stored node whose only ``_target_`` is its own, checked by :func:`trusted_class`."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UntrustedError(f"a stored configuration has no _target_ where a {base.__name__} was expected")
+    kind = trusted_class(str(node["_target_"]), base, packages)
+    for inner in _targets({key: value for key, value in node.items() if key != "_target_"}):
+        raise UntrustedError(f"a stored configuration names '{inner}' inside {kind.__name__}; nothing was executed")
+    return cast(T, instantiate(dict(node), _convert_="all", **extra))
+
+
+def _targets(value: Any) -> Iterator[str]:
+    """Every nested ``_target_``. Interpolations are refused with it: a stored configuration is resolved."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield str(value["_target_"])
+        for inner in value.values():
+            yield from _targets(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _targets(inner)
+    elif isinstance(value, str) and "${" in value:
+        yield value
