@@ -34,7 +34,7 @@ def trusted_class(path: str, base: type[T], packages: Sequence[str] = ()) -> typ
         raise UntrustedError(
             f"a stored configuration names '{path}', which is no {base.__name__}; nothing was executed"
         )
-    return cast(type[T], found)
+    return found
 
 
 def trusted_instance(node: Mapping[str, Any], base: type[T], packages: Sequence[str] = (), **extra: Any) -> T:

@@ -56,7 +56,8 @@ class Regime:
         if max(counts) < 2:
             raise DataError(
                 f"clean_ratio={self.clean_ratio} of {sum(class_sizes)} images leaves {sum(counts)} over "
-                f"{len(class_sizes)} classes, none with two (one to train, one to validate); use a larger ratio or spc=2"
+                f"{len(class_sizes)} classes, none with two (one to train, one to validate); "
+                "use a larger ratio or spc=2"
             )
         return counts
 

@@ -116,9 +116,9 @@ class Defense:
         wiring: dict[str, dict[str, str]] = {}
         for name, stage in self.stages.items():
             ports = stage.ports()
-            for port in stage.inputs:
-                if port not in {p.name for p in ports}:
-                    raise unknown(f"input of stage '{name}'", port, [p.name for p in ports])
+            for key in stage.inputs:
+                if key not in {port.name for port in ports}:
+                    raise unknown(f"input of stage '{name}'", key, [port.name for port in ports])
             wiring[name] = {}
             for port in ports:
                 fitting = [source for source, kind in given.items() if issubclass(kind, port.kind)]
@@ -132,8 +132,8 @@ class Defense:
                     wiring[name][port.name] = wanted or fitting[-1]
                 elif port.required:
                     raise ConfigError(
-                        f"stage '{name}' of {self.name} needs a {port.kind.__name__}, and no stage before it gives one; "
-                        f"put such a stage before it, or leave out '{name}' too (stage@defense.stages.{name}=skip)"
+                        f"stage '{name}' of {self.name} needs a {port.kind.__name__}, and no stage before it gives "
+                        f"one; put such a stage before it, or leave out '{name}' too (stage@defense.stages.{name}=skip)"
                     )
             kind = stage.gives()
             if kind is not None:

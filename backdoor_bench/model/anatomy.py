@@ -63,16 +63,16 @@ def capture(network: nn.Module, module: nn.Module, images: Tensor, where: str = 
 
 
 def conv_bn_pairs(network: nn.Module) -> dict[str, str]:
-    """``{bn name: conv name}`` for every BatchNorm2d whose only input is a convolution's output, from the traced graph."""
+    """``{bn name: conv name}`` for every BatchNorm2d whose input is a convolution's output, from the traced graph."""
     graph = _trace(network)
     modules = dict(network.named_modules())
     pairs = {}
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(modules[node.target], nn.BatchNorm2d):
             source = node.args[0]
-            if isinstance(source, fx.Node) and source.op == "call_module":
-                if isinstance(modules[str(source.target)], nn.Conv2d):
-                    pairs[str(node.target)] = str(source.target)
+            called = isinstance(source, fx.Node) and source.op == "call_module"
+            if called and isinstance(modules[str(source.target)], nn.Conv2d):
+                pairs[str(node.target)] = str(source.target)
     return pairs
 
 

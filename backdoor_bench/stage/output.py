@@ -19,7 +19,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Scores(Output):
-    """A number per unit. ``values``: module or parameter name to (units,) float; what a high score means is the stage's."""
+    """A number per unit. ``values``: module or parameter name to (units,) float; what a high one means is the stage's."""
 
     values: Mapping[str, Tensor]
 
@@ -41,14 +41,14 @@ class Mask(Output):
 
 @dataclass(frozen=True)
 class Bounds(Output):
-    """Upper bounds of activations. ``values``: activation module's name to a tensor of its output's shape without batch."""
+    """Upper bounds of activations. ``values``: activation module's name to a tensor shaped as its output without batch."""
 
     values: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class InvertedTrigger(Output):
-    """A map from clean to (presumably) triggered images, found without the attacker; ``label``: the suspected target."""
+    """A map from clean to presumably triggered images, found without the attacker; ``label``: the suspected target."""
 
     trigger: Trigger
     label: int | None
