@@ -19,7 +19,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Scores(Output):
-    """A number per unit. ``values``: module or parameter name to (units,) float; what a high one means is the stage's."""
+    """A number per unit. ``values``: module or parameter name to (units,) float. What is high is the stage's to say."""
 
     values: Mapping[str, Tensor]
 
@@ -41,7 +41,7 @@ class Mask(Output):
 
 @dataclass(frozen=True)
 class Bounds(Output):
-    """Upper bounds of activations. ``values``: activation module's name to a tensor shaped as its output without batch."""
+    """Upper bounds of activations. ``values``: activation module's name to a bound of its output's shape, no batch."""
 
     values: Mapping[str, Tensor]
 
