@@ -43,6 +43,10 @@ class Numerics:
             precision = "bf16-mixed" if _has_bf16(place) else "32-true"
         return cls(place, cast(Precision, precision), channels_last)
 
+    def describe(self) -> dict[str, str | bool]:
+        """As records have it."""
+        return {"device": self.device.type, "precision": self.precision, "channels_last": self.channels_last}
+
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format

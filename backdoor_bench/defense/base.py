@@ -70,8 +70,8 @@ class Defense:
         self.epochs, self.use_validation = epochs, use_validation
         self._wiring = self._wire()
 
-    def check(self, network: nn.Module, view: DefenderView) -> None:
-        """Raise before any work if the defense has no meaning on this network or with this view."""
+    def check_network(self, network: nn.Module) -> None:
+        """Raise if the network lacks what the defense requires; its weights do not matter."""
         for part in self.requires:
             if part not in anatomy.PARTS:
                 raise unknown("part in requires", part, anatomy.PARTS)
@@ -80,6 +80,10 @@ class Defense:
                     f"{self.name} needs {part} in the network, and {type(network).__name__} has none; "
                     f"use another defense, e.g. {' or '.join(self.instead)}"
                 )
+
+    def check(self, network: nn.Module, view: DefenderView) -> None:
+        """Raise before any work if the defense has no meaning on this network or with this view."""
+        self.check_network(network)
         for name, stage in self.stages.items():
             if stage.uses_validation and not len(view.validation):
                 raise ConfigError(

@@ -1,0 +1,226 @@
+"""A warm process: what several runs share (data sets, victims, triggered test sets) is made once and kept."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from backdoor_bench import config as configuration
+from backdoor_bench import environment, progress
+from backdoor_bench.attack import Attack, Trigger, stamp, train_victim
+from backdoor_bench.dataset import Data, Dataset, ImageSet, Manifest, Regime
+from backdoor_bench.defense import Defense
+from backdoor_bench.metric import Evaluator, Measurement, TriggeredSet
+from backdoor_bench.model import Network
+from backdoor_bench.numerics import Numerics
+from backdoor_bench.store import Store, Stored, identity
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, composed and hashed, before any work."""
+
+    config: Mapping[str, Any]
+    manifest: Manifest
+    numerics: Numerics
+    regime: Regime
+    victim_identity: Mapping[str, Any]
+    victim_key: str
+    key: str
+
+    @property
+    def attack(self) -> str | None:
+        return _leaf(self.config.get("attack"))
+
+    @property
+    def architecture(self) -> str | None:
+        return _leaf(self.config["model"])
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A trained network with what the attacker knows of it, on the device, measured."""
+
+    network: Network
+    trigger: Trigger | None
+    altered: Tensor | None
+    ratio: float
+    seconds: float
+    measurement: Measurement
+    trained_now: bool
+
+
+class Bench:
+    """Data sets, victims and evaluators for the runs of one process, over one store.
+
+    Args:
+        store: where victims and records are.
+        keep: how many victims (and evaluators) stay in memory.
+    """
+
+    def __init__(self, store: Store, keep: int = 4) -> None:
+        self.store = store
+        self._data: OrderedDict[str, Data] = OrderedDict()
+        self._victims: OrderedDict[str, Victim] = OrderedDict()
+        self._evaluators: OrderedDict[str, Evaluator] = OrderedDict()
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._keep = keep
+
+    def plan(self, config: Mapping[str, Any]) -> Plan:
+        """Resolve what is automatic, refuse what cannot be, make the keys.
+
+        Nothing is trained, and nothing read but the data set's manifest.
+        """
+        trainer = config["trainer"]
+        numerics = Numerics.resolve(config["device"], trainer["precision"], trainer["channels_last"])
+        regime = Regime.of(config["spc"], config["clean_ratio"])
+        manifest = _remember(self._manifests, _text(config["dataset"]), 16, lambda: self._source(config).manifest())
+        if config.get("defense") is not None:
+            regime.counts(list(manifest.train_counts))
+            defense = configuration.make(config["defense"])
+            assert isinstance(defense, Defense)
+            with torch.device("meta"):
+                defense.check_network(make_model(config["model"], manifest.num_classes))
+        if config.get("attack") is not None:
+            configuration.make(config["attack"]).check(manifest.num_classes)
+        victim = identity.victim_identity(config, manifest, numerics)
+        victim_key = identity.key(victim)
+        key = identity.key(identity.run_identity(victim_key, config, manifest))
+        return Plan(config, manifest, numerics, regime, victim, victim_key, key)
+
+    def data(self, plan: Plan) -> Data:
+        """The data set, on the device."""
+        name = f"{_text(plan.config['dataset'])} on {plan.numerics.device}"
+        return _remember(self._data, name, 1, lambda: self._source(plan.config).load().to(plan.numerics.device))
+
+    def victim(self, plan: Plan, data: Data) -> Victim:
+        """The victim of a plan: from memory, from the store, or trained now."""
+        name = f"{plan.victim_key} on {plan.numerics.device}"
+        found = self._victims.pop(name, None)
+        if found is None:
+            stored, made = self.store.obtain("victims", plan.victim_key, lambda: self._train(plan, data))
+            if not made:
+                progress.say(f"found in the store: victim {plan.victim_key}")
+            found = self._load(plan, data, stored, made)
+        # Whoever asks next did not train it.
+        self._victims[name] = Victim(**{**vars(found), "trained_now": False})
+        while len(self._victims) > self._keep:
+            self._victims.popitem(last=False)
+        return found
+
+    def evaluator(self, plan: Plan, data: Data, victim: Victim) -> Evaluator:
+        """The evaluator of a victim's test sets; the triggered one is made once."""
+        name = f"{plan.victim_key} on {plan.numerics.device} by {plan.config['trainer']['eval_batch_size']}"
+        return _remember(self._evaluators, name, self._keep, lambda: _evaluator(plan, data, victim.trigger))
+
+    def _source(self, config: Mapping[str, Any]) -> Dataset:
+        source = configuration.make(config["dataset"])
+        assert isinstance(source, Dataset)
+        return source
+
+    def _train(self, plan: Plan, data: Data) -> Stored:
+        attack = _attack(plan)
+        make_network = partial(make_model, plan.config["model"], data.num_classes)
+        recipe = configuration.make_recipe(dict(plan.config["recipe"]))
+        trained = train_victim(data, make_network, attack, recipe, plan.numerics, plan.config["seed"])
+        measured = _evaluator(plan, data, trained.trigger).measure(trained.network)
+        tensors: dict[str, dict[str, Tensor]] = {"network": trained.network.state_dict()}
+        if trained.trigger is not None:
+            tensors["trigger"] = trained.trigger.state_dict()
+        if trained.altered is not None:
+            tensors["poison"] = {"altered": trained.altered.nonzero().flatten()}
+        manifest = {
+            "identity": identity.normalise(plan.victim_identity),
+            "config": {name: plan.config.get(name) for name in ("dataset", "model", "attack", "recipe", "trainer")},
+            "seed": plan.config["seed"],
+            "num_classes": data.num_classes,
+            "image_size": list(data.manifest.image_size),
+            "poisoning_ratio": trained.ratio,
+            "loss": trained.history.loss,
+            "seconds": trained.history.seconds,
+            "measured": asdict(measured),
+            "test_sha256": data.manifest.test_sha256,
+            "eval_batch_size": plan.config["trainer"]["eval_batch_size"],
+            "numerics": plan.numerics.describe(),
+            "environment": environment.describe(),
+        }
+        return Stored(tensors, manifest)
+
+    def _load(self, plan: Plan, data: Data, stored: Stored, made: bool) -> Victim:
+        network = make_model(plan.config["model"], data.num_classes)
+        network.load_state_dict(dict(stored.tensors["network"]))
+        plan.numerics.place(network).eval()
+        attack, trigger = _attack(plan), None
+        if attack is not None:
+            trigger = attack.trigger(data.manifest.image_size)
+            trigger.load_state_dict(dict(stored.tensors.get("trigger", {})))
+            trigger.to(plan.numerics.device).eval().requires_grad_(False)
+        altered = None
+        if "poison" in stored.tensors:
+            altered = torch.zeros(len(data.train), dtype=torch.bool)
+            altered[stored.tensors["poison"]["altered"]] = True
+        manifest = stored.manifest
+        same_test = manifest["test_sha256"] == data.manifest.test_sha256
+        if same_test and manifest["numerics"] == plan.numerics.describe():
+            measured = Measurement(**manifest["measured"])
+        else:
+            measured = _evaluator(plan, data, trigger).measure(network)
+        return Victim(network, trigger, altered, manifest["poisoning_ratio"], manifest["seconds"], measured, made)
+
+
+def make_model(node: Mapping[str, Any], num_classes: int, **overrides: Any) -> Network:
+    """A network of the configured architecture; ``overrides`` replace its options (an attacker's own width)."""
+    network = configuration.make({**node, **overrides}, num_classes=num_classes)
+    assert isinstance(network, Network)
+    return network
+
+
+def triggered_set(
+    test: ImageSet, attack: Attack, trigger: Trigger, num_classes: int, numerics: Numerics
+) -> TriggeredSet:
+    """The test images that are not of their attack label already, triggered and rounded to uint8."""
+    wanted = attack.attack_labels(test.labels, num_classes)
+    kept = test[wanted != test.labels]
+    images = torch.cat([stamp(trigger, part, numerics) for part in kept.images.split(1000)])
+    return TriggeredSet(ImageSet(images, kept.labels), wanted[wanted != test.labels])
+
+
+def _evaluator(plan: Plan, data: Data, trigger: Trigger | None) -> Evaluator:
+    attack, triggered = _attack(plan), None
+    if attack is not None and trigger is not None:
+        triggered = triggered_set(data.test, attack, trigger, data.num_classes, plan.numerics)
+    batch_size = plan.config["trainer"]["eval_batch_size"]
+    return Evaluator(data.test, triggered, data.num_classes, plan.numerics, batch_size)
+
+
+def _attack(plan: Plan) -> Attack | None:
+    node = plan.config.get("attack")
+    return None if node is None else configuration.make(node)
+
+
+def _leaf(node: Mapping[str, Any] | None) -> str | None:
+    """A method's name is its module's: ``backdoor_bench.attack.wanet.WaNet`` is ``wanet``."""
+    return None if node is None else str(node["_target_"]).split(".")[-2]
+
+
+def _text(node: Mapping[str, Any]) -> str:
+    return json.dumps(node, sort_keys=True)
+
+
+def _remember(memory: OrderedDict[str, T], name: str, keep: int, make: Callable[[], T]) -> T:
+    """The remembered value, made if it is new; the least recently used beyond ``keep`` are forgotten."""
+    if name not in memory:
+        memory[name] = make()
+    memory.move_to_end(name)
+    while len(memory) > keep:
+        memory.popitem(last=False)
+    return memory[name]

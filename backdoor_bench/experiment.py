@@ -1,0 +1,169 @@
+"""One run from configuration to record: data set, attack, victim, defense, evaluation, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from backdoor_bench import config as configuration
+from backdoor_bench import environment, progress, tracking
+from backdoor_bench.bench import Bench, Plan, Victim
+from backdoor_bench.dataset import Data, draw_clean
+from backdoor_bench.defense import DefenderView, Defense
+from backdoor_bench.errors import BenchError
+from backdoor_bench.metric import Evaluator, Measurement, compare
+from backdoor_bench.model import addition
+from backdoor_bench.store import Stored
+
+RECORD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run's record, where it lies, and whether it was there before."""
+
+    record: Mapping[str, Any]
+    path: str
+    found: bool
+
+
+def run(config: Mapping[str, Any], bench: Bench) -> Outcome:
+    """Do one run, or find it done. A failure is recorded with its reason and raised again."""
+    plan = bench.plan(config)
+    with bench.store.claim(f"run-{plan.key}"):
+        record = bench.store.record(plan.key)
+        if record is not None and not config["force"]:
+            progress.say(f"found in the store: run {plan.key} (force=true runs it again)")
+            return Outcome(record, str(bench.store.root / "runs" / plan.key), True)
+        started = time.time()
+        facts = describe(plan, started)
+        try:
+            record = {**facts, "status": "ok", **experiment(plan, bench)}
+        except Exception as error:
+            reason = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+            failed = {**facts, "status": "failed", "reason": reason, "seconds": time.time() - started}
+            bench.store.add_record(plan.key, failed)
+            raise
+        record["seconds"] = time.time() - started
+        path = bench.store.add_record(plan.key, record)
+        return Outcome(record, str(path), False)
+
+
+def experiment(plan: Plan, bench: Bench) -> dict[str, Any]:
+    """The way of the data, left to right. Returns what was measured."""
+    data = bench.data(plan)
+    victim = bench.victim(plan, data)
+    evaluator = bench.evaluator(plan, data, victim)
+    measured: dict[str, Any] = {
+        "victim_was": "trained" if victim.trained_now else "found in the store",
+        "victim_seconds": victim.seconds,
+        "effective_poisoning_ratio": victim.ratio if victim.trigger is not None else None,
+        "weak_attack": victim.measurement.asr is not None and victim.measurement.asr < plan.config["weak_attack_below"],
+        "before": asdict(victim.measurement),
+        "stages": [],
+    }
+    final = victim.measurement
+    if plan.config.get("defense") is not None:
+        purified, final = purify(plan, bench, data, victim, evaluator, measured)
+        if plan.config["save_purified"]:
+            measured["purified"] = save_purified(plan, bench, purified, final)
+    measured |= asdict(final) | asdict(compare(victim.measurement, final))
+    measured |= environment.memory(plan.numerics.device)
+    tracking.track(plan, measured, data, victim)
+    return measured
+
+
+def purify(
+    plan: Plan, bench: Bench, data: Data, victim: Victim, evaluator: Evaluator, measured: dict[str, Any]
+) -> tuple[nn.Module, Measurement]:
+    """Run the defense on a copy of the victim; measure copies of what each stage leaves."""
+    defense: Defense = configuration.make(plan.config["defense"])
+    view, measured["clean"] = defender_view(plan, data, victim, defense)
+    network, last = deepcopy(victim.network), victim.measurement
+    stages = list(defense.stages)
+    for result in defense.run(network, view):
+        final = result.name == stages[-1]
+        wanted = final or plan.config["measure_stages"]
+        if result.changed and wanted:
+            last = evaluator.measure(deepcopy(result.network))
+        measured["stages"].append(
+            {
+                "name": result.name,
+                "seconds": result.seconds,
+                "changed": result.changed,
+                **(asdict(last) if wanted else {}),
+                "report": dict(result.output.report) if result.output is not None else {},
+                **environment.memory(plan.numerics.device),
+            }
+        )
+    return network, last
+
+
+def defender_view(plan: Plan, data: Data, victim: Victim, defense: Defense) -> tuple[DefenderView, dict[str, Any]]:
+    """The defender's images, drawn; and what the record says of the draw."""
+    config = plan.config
+    draw = draw_clean(
+        data.train.labels, plan.regime, plan.manifest.train_sha256, config["repetition"], victim.altered,
+        config["clean_from"],
+    )  # fmt: skip
+    place = partial(lambda index: data.train[index.to(data.train.labels.device)])
+    train, validation = place(draw.train), place(draw.validation)
+    if defense.use_validation == "train":
+        train, validation = place(draw.train.new_tensor([*draw.train, *draw.validation])), place(draw.validation[:0])
+    view = DefenderView(
+        train, validation, data.num_classes, data.augmentation, plan.numerics, config["repetition"],
+        clean_ratio=(len(train) + len(validation)) / len(data.train),
+        known_trigger=victim.trigger if "trigger" in defense.assumes else None,
+    )  # fmt: skip
+    facts = {
+        "train": len(train),
+        "validation": len(validation),
+        "replaced": draw.replaced,
+        "from": config["clean_from"] if victim.altered is not None else "all",
+    }
+    return view, facts
+
+
+def save_purified(plan: Plan, bench: Bench, network: nn.Module, final: Measurement) -> str:
+    """Keep the purified network, with the modules that stages added; returns its folder."""
+    manifest = {
+        "victim": plan.victim_key,
+        "additions": addition.describe(network),
+        "measured": asdict(final),
+        "numerics": plan.numerics.describe(),
+        "environment": environment.describe(),
+    }
+    bench.store.replace("purified", plan.key, Stored({"network": network.state_dict()}, manifest))
+    return str(bench.store.root / "purified" / plan.key)
+
+
+def describe(plan: Plan, started: float) -> dict[str, Any]:
+    """What a record says before anything is measured."""
+    config, attack, defense = plan.config, plan.config.get("attack"), plan.config.get("defense")
+    return {
+        "format": RECORD_FORMAT,
+        "key": plan.key,
+        "victim": plan.victim_key,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "dataset": config["dataset"]["name"],
+        "variant": plan.manifest.variant,
+        "architecture": plan.architecture,
+        "attack": plan.attack,
+        "poisoning_ratio": attack["poisoning_ratio"] if attack is not None else None,
+        "defense": defense["name"] if defense is not None else None,
+        "assumes": list(defense.get("assumes", [])) if defense is not None else [],
+        "spc": plan.regime.spc if defense is not None else None,
+        "clean_ratio": plan.regime.clean_ratio if defense is not None else None,
+        "seed": config["seed"],
+        "repetition": config["repetition"],
+        "preset": config["preset"]["name"],
+        "numerics": plan.numerics.describe(),
+        "environment": environment.describe(),
+        "config": config,
+    }

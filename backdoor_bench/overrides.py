@@ -1,0 +1,97 @@
+"""What a person types, made ready for Hydra: names checked, constants under swept groups rewritten."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from backdoor_bench.errors import ConfigError, unknown
+
+
+def prepare(arguments: Sequence[str], conf: Path) -> list[str]:
+    """The arguments to give to Hydra.
+
+    Group choices that do not exist and misspelt groups are refused with close matches. In a multirun, a constant
+    under a swept group (``-m +attack=a,b attack.target_label=1``) becomes ``choice(...)``: Hydra applies constants
+    before the swept groups exist, and would refuse it.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    flags = [argument for argument in arguments if argument.startswith("-") and "=" not in argument]
+    multirun = "-m" in flags or "--multirun" in flags
+    folders = [conf, *_extra_folders(arguments)]
+    parser = OverridesParser.create()
+    parsed: list[Override | None] = []
+    for position, argument in enumerate(arguments):
+        if argument.startswith("-") or (position and arguments[position - 1] in ("--config-dir", "-cd")):
+            parsed.append(None)
+            continue
+        try:
+            parsed.append(parser.parse_overrides([argument])[0])
+        except HydraException:
+            parsed.append(None)  # Hydra explains it better than we could
+    overrides = [override for override in parsed if override is not None]
+    for override in overrides:
+        _check(override, folders)
+    swept = {_root(override) for override in overrides if override.is_sweep_override() and _is_group(override, folders)}
+    return [
+        _as_sweep(argument, override) if multirun and override is not None and _depends(override, swept) else argument
+        for argument, override in zip(arguments, parsed, strict=True)
+    ]
+
+
+def _depends(override: Override, swept: set[str]) -> bool:
+    """Whether a constant lies inside a node that only exists once a swept group is chosen."""
+    if override.is_sweep_override() or override.is_delete():
+        return False
+    package = override.package or override.key_or_group
+    return "." in package and package.split(".")[0] in swept
+
+
+def _as_sweep(argument: str, override: Override) -> str:
+    name, _, value = argument.partition("=")
+    return f"{name}=choice({value})"
+
+
+def _check(override: Override, folders: Sequence[Path]) -> None:
+    group, root = override.key_or_group, _root(override)
+    groups = {folder.name for base in folders for folder in base.iterdir() if folder.is_dir()}
+    if not _is_group(override, folders):
+        if override.is_add() and "." not in group and not override.is_delete():
+            close = difflib.get_close_matches(root, groups, n=1)
+            if close:
+                raise unknown("group", root, groups)
+        return
+    known = {path.stem for base in folders for path in (base / group).glob("*.yaml")}
+    values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
+    for value in values:
+        name = str(value).split("=")[-1].strip("'\"")
+        if name not in known and name not in ("null", "None", "") and "${" not in name:
+            raise unknown(group.split("/")[-1], name, known)
+
+
+def _is_group(override: Override, folders: Sequence[Path]) -> bool:
+    return any((base / override.key_or_group).is_dir() for base in folders)
+
+
+def _root(override: Override) -> str:
+    return (override.package or override.key_or_group).split(".")[0].split("/")[0]
+
+
+def _extra_folders(arguments: Sequence[str]) -> list[Path]:
+    found = []
+    for position, argument in enumerate(arguments):
+        if argument in ("--config-dir", "-cd") and position + 1 < len(arguments):
+            found.append(Path(arguments[position + 1]))
+        elif argument.startswith("--config-dir="):
+            found.append(Path(argument.partition("=")[2]))
+    for folder in found:
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir {folder}: no such folder")
+    return found

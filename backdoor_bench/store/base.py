@@ -1,0 +1,155 @@
+"""The store: victims and purified networks by content, run records by key. Safetensors and JSON, no pickle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from filelock import FileLock
+from torch import Tensor
+
+from backdoor_bench import progress
+from backdoor_bench.errors import StoreError
+from backdoor_bench.store import files
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A network as it lies in the store: groups of tensors by file stem, and a manifest of plain values."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    manifest: Mapping[str, Any]
+
+
+class Store:
+    """A folder with ``victims/KEY/``, ``purified/KEY/`` and ``runs/KEY/ATTEMPT.json``.
+
+    Whatever has its final name is whole and checked by hash when read. Locks are the operating system's, so a killed
+    process leaves none behind.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).resolve()
+
+    # -- networks ------------------------------------------------------------------------------------------------
+
+    def obtain(self, kind: str, key: str, make: Callable[[], Stored]) -> tuple[Stored, bool]:
+        """The stored network of this key, made if it is not there; True if it was made now.
+
+        If several processes ask at once, one makes it and the others wait.
+        """
+        with self.claim(f"{kind}-{key}"):
+            found = self.load(kind, key)
+            if found is not None:
+                return found, False
+            made = make()
+            return self.save(kind, key, made), True
+
+    def load(self, kind: str, key: str) -> Stored | None:
+        """The stored network, or None. A damaged one is said, set aside, and counts as not there."""
+        folder = self.root / kind / key
+        if not folder.is_dir():
+            return None
+        try:
+            manifest = files.read_json(folder / "manifest.json")
+            if manifest.get("key") != key:
+                raise ValueError(f"it says it is {manifest.get('key')}")
+            for name, digest in manifest["files"].items():
+                if files.sha256(folder / name) != digest:
+                    raise ValueError(f"{name} does not match its checksum")
+            tensors = {Path(name).stem: safetensors.torch.load_file(folder / name) for name in manifest["files"]}
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            aside = files.set_aside(folder)
+            progress.say(f"{kind} {key} in the store is damaged ({error}); set aside as {aside.name}, making it again")
+            return None
+        return Stored(tensors, manifest)
+
+    def save(self, kind: str, key: str, stored: Stored) -> Stored:
+        """Write a network under its key; what is there already stays. Returns it with its complete manifest."""
+        with files.whole(self.root / kind / key, self.root / "tmp") as folder:
+            digests = {}
+            for stem, tensors in stored.tensors.items():
+                file = folder / f"{stem}.safetensors"
+                try:
+                    safetensors.torch.save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, file)
+                except safetensors.SafetensorError as error:
+                    raise OSError(f"{error}") from error
+                digests[file.name] = files.sha256(file)
+            manifest = files.seal({"key": key, **stored.manifest, "files": digests})
+            (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False))
+        return Stored(stored.tensors, manifest)
+
+    def replace(self, kind: str, key: str, stored: Stored) -> Stored:
+        """Write a network in the place of an earlier one of the same key (a forced run's purified network)."""
+        with self.claim(f"{kind}-{key}"):
+            folder = self.root / kind / key
+            old = self.root / "tmp" / uuid.uuid4().hex
+            if folder.exists():
+                old.parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(old)
+            try:
+                return self.save(kind, key, stored)
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
+
+    # -- records -------------------------------------------------------------------------------------------------
+
+    def record(self, key: str) -> dict[str, Any] | None:
+        """The latest record of a run whose status is ``ok``, or None."""
+        return next((record for record in reversed(self.attempts(key)) if record.get("status") == "ok"), None)
+
+    def attempts(self, key: str) -> list[dict[str, Any]]:
+        """All readable records of a run, oldest first; a damaged one is said and set aside."""
+        found = []
+        for path in sorted((self.root / "runs" / key).glob("*.json")):
+            try:
+                found.append(files.read_json(path))
+            except (OSError, ValueError) as error:
+                aside = files.set_aside(path)
+                progress.say(f"record {key}/{path.name} is damaged ({error}); set aside as {aside.name}")
+        return found
+
+    def add_record(self, key: str, record: Mapping[str, Any]) -> Path:
+        """Write one more attempt; nothing is overwritten. The caller holds the run's claim."""
+        folder = self.root / "runs" / key
+        taken = [int(path.name[:4]) for path in folder.glob("[0-9][0-9][0-9][0-9].json*")]
+        path = folder / f"{max(taken, default=0) + 1:04d}.json"
+        files.write_json(path, record)
+        return path
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The record that counts of every run: the latest ``ok``, else the latest."""
+        for folder in sorted((self.root / "runs").glob("*")):
+            attempts = self.attempts(folder.name)
+            done = [record for record in attempts if record.get("status") == "ok"]
+            if attempts:
+                yield (done or attempts)[-1]
+
+    # -- locks ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def claim(self, name: str) -> Iterator[None]:
+        """Hold the lock of this name; waits while another process holds it, and says so."""
+        try:
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / "locks" / f"{name}.lock")
+            try:
+                lock.acquire(timeout=0.05)
+            except TimeoutError:
+                progress.say(f"waiting for another process that works on {name}")
+                lock.acquire()
+        except OSError as error:
+            raise StoreError(
+                f"cannot write to the store {self.root}: {error}; choose another with store_dir=PATH"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()

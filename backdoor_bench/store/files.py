@@ -1,0 +1,108 @@
+"""Writing so that a file is whole or not there; reading so that a damaged one is noticed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backdoor_bench.errors import StoreError
+
+
+@contextmanager
+def whole(target: Path, scratch: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``target`` when the block ends, or nothing.
+
+    ``scratch`` is on the same file system. If ``target`` exists by then, it stays and the new one is dropped.
+
+    Raises:
+        StoreError: the disk is full or cannot be written; nothing is left behind.
+    """
+    folder = scratch / uuid.uuid4().hex
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        for file in folder.iterdir():
+            _flush(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def cannot_write(target: Path, error: OSError) -> StoreError:
+    """The message for a disk that is full or read-only."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return StoreError(
+        f"cannot write {target}: {'the disk is full' if full else error.strerror or error}; no half file was left. "
+        f"{'Free some space' if full else 'Check the permissions'}, or choose another place with store_dir=PATH"
+    )
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Sealed, flushed, then renamed into place."""
+    text = json.dumps(seal(value), indent=1, sort_keys=False, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A sealed JSON object.
+
+    Raises:
+        ValueError: truncated, not JSON, or altered since it was written.
+    """
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict) or seal(value) != value:
+        raise ValueError("its contents do not match its checksum")
+    return value
+
+
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with a ``sha256`` over the rest. It notices damage, not malice."""
+    body = {key: item for key, item in value.items() if key != "sha256"}
+    return {**body, "sha256": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to ``NAME.damaged-N`` beside it, so that nothing is lost."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,96 @@
+"""What determines a victim and a run, and the keys made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from hydra.utils import get_class
+
+from backdoor_bench.dataset import Manifest, Regime
+from backdoor_bench.numerics import Numerics
+
+FORMAT = 1
+"""Raise when keys change their meaning; every earlier record is then of another kind."""
+
+
+def key(identity: Mapping[str, Any]) -> str:
+    """20 hexadecimal digits of the sha256 of the normalised identity."""
+    text = json.dumps(normalise(identity), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def victim_identity(config: Mapping[str, Any], manifest: Manifest, numerics: Numerics) -> dict[str, Any]:
+    """Everything that determines a victim's weights: images, network, attack, recipe, seed, numerics."""
+    training = {name: value for name, value in config["recipe"].items() if name not in ("width", "lengths")}
+    return {
+        "format": FORMAT,
+        "train_sha256": manifest.train_sha256,
+        "num_classes": manifest.num_classes,
+        "augmentation": versioned(config["dataset"]["augmentation"]),
+        "model": versioned(config["model"]),
+        "attack": versioned(config.get("attack")),
+        "recipe": versioned(training),
+        "seed": config["seed"],
+        "precision": numerics.precision,
+        "channels_last": numerics.channels_last,
+    }
+
+
+def run_identity(victim_key: str, config: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """A victim's key, the test images, and, with a defense, its stages in order, the regime and the repetition."""
+    identity: dict[str, Any] = {"format": FORMAT, "victim": victim_key, "test_sha256": manifest.test_sha256}
+    defense = config.get("defense")
+    if defense is None:
+        return identity
+    regime = Regime.of(config["spc"], config["clean_ratio"])
+    stages = [[name, versioned(stage)] for name, stage in defense["stages"].items()]
+    return {
+        **identity,
+        "defense": {
+            "assumes": defense.get("assumes", []),
+            "use_validation": defense.get("use_validation", "hold_out"),
+            "stages": stages,
+        },
+        "spc": regime.spc,
+        "clean_ratio": regime.clean_ratio,
+        "clean_from": config["clean_from"],
+        "repetition": config["repetition"],
+    }
+
+
+def versioned(node: Any) -> Any:
+    """The node with the ``version`` of each class of ours that it names."""
+    if isinstance(node, Mapping):
+        found = {name: versioned(value) for name, value in node.items()}
+        target = node.get("_target_")
+        if isinstance(target, str):
+            version = _version(target)
+            if version is not None:
+                found["_version_"] = version
+        return found
+    if isinstance(node, (list, tuple)):
+        return [versioned(item) for item in node]
+    return node
+
+
+@cache
+def _version(target: str) -> int | None:
+    if not target.startswith("backdoor_bench."):
+        return None
+    version = getattr(get_class(target), "version", None)
+    return version if isinstance(version, int) else None
+
+
+def normalise(value: Any) -> Any:
+    """One spelling per value: whole floats as ints, tuples as lists, keys as strings."""
+    if isinstance(value, Mapping):
+        return {str(name): normalise(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [normalise(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

@@ -1,0 +1,76 @@
+"""What a person reads at the end: one run as a table, many runs as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Record = Mapping[str, Any]
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage with two digits; what could not be measured is a dash."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def print_run(record: Record, path: str, console: Console | None = None) -> None:
+    """The run's stages with ACC, ASR, RA and seconds; then what the defense did, and where the record is."""
+    console = console or Console()
+    attack = record["attack"] or "no attack"
+    defense = record["defense"] or "no defense"
+    if record["assumes"]:
+        defense += f" (assumes the {' and '.join(record['assumes'])})"
+    title = f"{attack} / {defense} on {record['variant']}, {record['architecture']}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("after")
+    for name in ("ACC %", "ASR %", "RA %", "seconds"):
+        table.add_column(name, justify="right")
+    before = record["before"]
+    source = "victim" if record["attack"] else "clean network"
+    note = "" if record["victim_was"] == "trained" else " (from the store)"
+    table.add_row(source + note, *_metrics(before), f"{record['victim_seconds']:.1f}")
+    for stage in record["stages"]:
+        table.add_row(stage["name"] + ("" if stage["changed"] else " (network unchanged)"), *_metrics(stage),
+                      f"{stage['seconds']:.1f}")  # fmt: skip
+    if record["stages"]:
+        table.add_section()
+        seconds = sum(stage["seconds"] for stage in record["stages"])
+        table.add_row("purified", *_metrics(record), f"{seconds:.1f}", style="bold")
+    console.print(table)
+    if record["stages"]:
+        gains = "  ".join(f"{name.upper()} {percent(record[name])} %" for name in ("der", "arr", "rdr"))
+        clean = record["clean"]
+        console.print(f"{gains}   (clean images: {clean['train']} to train, {clean['validation']} to validate)")
+    if record["weak_attack"]:
+        console.print("weak attack: this victim's ASR is too low to tell defenses apart", style="yellow")
+    console.print(f"preset {record['preset']}; record: {path}", soft_wrap=True)
+
+
+def print_jobs(jobs: Sequence[Record], console: Console | None = None) -> None:
+    """One row per job of a multirun, failed ones with their reason."""
+    console = console or Console()
+    table = Table(title=f"{len(jobs)} jobs", title_justify="left", title_style="bold")
+    table.add_column("job", overflow="fold")
+    for name in ("ACC %", "ASR %", "RA %", "DER %", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("status", overflow="fold")
+    for job in jobs:
+        record = job.get("record") or {}
+        numbers = [percent(record.get(name)) for name in ("acc", "asr", "ra", "der")]
+        status = job["status"] + (f": {job['reason']}" if job.get("reason") else "")
+        if job.get("found"):
+            status += " (found)"
+        if record.get("weak_attack"):
+            status += " (weak attack)"
+        table.add_row(job["name"], *numbers, f"{job['seconds']:.1f}", status,
+                      style="red" if job["status"] != "ok" else None)  # fmt: skip
+    console.print(table)
+
+
+def _metrics(values: Record) -> tuple[str, str, str]:
+    if "acc" not in values:
+        return ("", "", "")
+    return percent(values["acc"]), percent(values["asr"]), percent(values["ra"])
