@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.logger import _flatten_dict as flatten
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
@@ -29,7 +28,7 @@ def track(plan: Plan, measured: Mapping[str, Any], data: Data, victim: Victim) -
     if plan.config["logger"].get("_target_") is None:
         return
     logger = make_logger(plan)
-    logger.log_hyperparams({**flatten(dict(plan.config)), "run": plan.key, "victim": plan.victim_key})
+    logger.log_hyperparams({**plan.config, "run": plan.key, "victim": plan.victim_key})
     logger.log_metrics(_numbers({"stage_seconds": measured["victim_seconds"], **measured["before"]}), step=0)
     for step, stage in enumerate(measured["stages"], start=1):
         numbers = {name: stage[name] for name in METRICS if name in stage}

@@ -37,18 +37,30 @@ def trusted_class(path: str, base: type[T], packages: Sequence[str] = ()) -> typ
     return found
 
 
-def trusted_instance(node: Mapping[str, Any], base: type[T], packages: Sequence[str] = (), **extra: Any) -> T:
-    """Instantiate a stored node whose only ``_target_`` is its own, checked by :func:`trusted_class`."""
-    if not isinstance(node, Mapping) or "_target_" not in node:
+def trusted_instance(
+    node: Mapping[str, Any],
+    base: type[T],
+    packages: Sequence[str] = (),
+    nested: type | None = None,
+    **extra: Any,
+) -> T:
+    """Instantiate a stored, resolved node.
+
+    Its ``_target_`` must pass :func:`trusted_class` for ``base``, every ``_target_`` inside it for ``nested``.
+    Interpolations are refused: a stored configuration is resolved.
+    """
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UntrustedError(f"a stored configuration has no _target_ where a {base.__name__} was expected")
-    kind = trusted_class(str(node["_target_"]), base, packages)
+    kind = trusted_class(node["_target_"], base, packages)
     for inner in _targets({key: value for key, value in node.items() if key != "_target_"}):
-        raise UntrustedError(f"a stored configuration names '{inner}' inside {kind.__name__}; nothing was executed")
+        if nested is None:
+            raise UntrustedError(f"a stored configuration names '{inner}' inside {kind.__name__}; nothing was executed")
+        trusted_class(inner, nested, packages)
     return cast(T, instantiate(dict(node), _convert_="all", **extra))
 
 
 def _targets(value: Any) -> Iterator[str]:
-    """Every nested ``_target_``. Interpolations are refused with it: a stored configuration is resolved."""
+    """Every ``_target_`` inside, and every string that Hydra would interpolate."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield str(value["_target_"])

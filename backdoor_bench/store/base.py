@@ -67,7 +67,7 @@ class Store:
             tensors = {Path(name).stem: safetensors.torch.load_file(folder / name) for name in manifest["files"]}
         except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
             aside = files.set_aside(folder)
-            progress.say(f"{kind} {key} in the store is damaged ({error}); set aside as {aside.name}, making it again")
+            progress.say(f"{kind} {key} in the store is damaged ({error}); set aside as {aside.name}")
             return None
         return Stored(tensors, manifest)
 
