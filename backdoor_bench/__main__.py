@@ -15,7 +15,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from backdoor_bench import config as configuration
 from backdoor_bench import overrides, progress
@@ -34,32 +34,40 @@ def _bench(store_dir: str) -> Any:
 
 
 def job(config: DictConfig) -> None:
-    """One job of Hydra's: run, print, leave its outcome for the end of a multirun; never raise into Hydra."""
+    """One job of Hydra's: run, print, note its outcome; never raise into Hydra, which would stop the others."""
     from backdoor_bench import experiment, table
 
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    name = HydraConfig.get().job.override_dirname if multirun else ""
+    hydra_config = HydraConfig.get()
+    multirun = hydra_config.mode == RunMode.MULTIRUN
+    name = " ".join(override for override in hydra_config.overrides.task if override not in _constants)
     if multirun:
-        progress.say(f"job {HydraConfig.get().job.num}: {name.replace(',', ' ')}")
+        progress.say(f"job {hydra_config.job.num}: {name}")
     started = time.monotonic()
-    outcome: dict[str, Any] = {"name": name.replace(",", " "), "status": "ok"}
+    outcome: dict[str, Any] = {"name": name, "status": "ok", "reason": None, "found": False, "record": None}
     try:
-        OmegaConf.resolve(config)
         done = experiment.run(configuration.plain(config), _bench(str(config.store_dir)))
-        table.print_run(done.record, done.path)
-        outcome |= {"record": dict(done.record), "found": done.found}
+        outcome |= {"record": done.record, "found": done.found}
+        if multirun:
+            progress.say(f"  {table.line(done.record)}")
+        else:
+            table.print_run(done.record, done.path)
     except Exception as error:
-        reason = explain(error)
-        outcome |= {"status": "failed", "reason": reason}
+        outcome |= {"status": "failed", "reason": explain(error)}
     outcome["seconds"] = time.monotonic() - started
     _outcomes.append(outcome)
     if multirun:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        outcome["record"] = (outcome.get("record") or {}).get("key")
-        (folder / JOB).write_text(json.dumps(outcome | {"num": HydraConfig.get().job.num}))
+        _note(Path(hydra_config.runtime.output_dir), outcome)
 
 
+def _note(folder: Path, outcome: dict[str, Any]) -> None:
+    """What became of a job, in the folder that Hydra made for it."""
+    key = outcome["record"]["key"] if outcome["record"] else None
+    (folder / JOB).write_text(json.dumps(outcome | {"record": key}, indent=1))
+
+
+# One process, one command: what its jobs came to, and the overrides that all of them share.
 _outcomes: list[dict[str, Any]] = []
+_constants: set[str] = set()
 
 
 def explain(error: Exception) -> str:
@@ -78,8 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0, or 1 if a run failed."""
     from backdoor_bench import table
 
-    _outcomes.clear()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _outcomes.clear()
+    _constants.clear()
+    _constants.update(given)
     conf = configuration.directory()
     try:
         ready = overrides.prepare(given, conf)

@@ -18,13 +18,15 @@ def percent(value: float | None) -> str:
 
 def print_run(record: Record, path: str, console: Console | None = None) -> None:
     """The run's stages with ACC, ASR, RA and seconds; then what the defense did, and where the record is."""
-    console = console or Console()
+    console = console or Console(highlight=False)
     attack = record["attack"] or "no attack"
     defense = record["defense"] or "no defense"
     if record["assumes"]:
         defense += f" (assumes the {' and '.join(record['assumes'])})"
-    title = f"{attack} / {defense} on {record['variant']}, {record['architecture']}"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    console.print(
+        f"{attack} / {defense} on {record['variant']}, {record['architecture']}", style="bold", soft_wrap=True
+    )
+    table = Table()
     table.add_column("after")
     for name in ("ACC %", "ASR %", "RA %", "seconds"):
         table.add_column(name, justify="right")
@@ -43,16 +45,27 @@ def print_run(record: Record, path: str, console: Console | None = None) -> None
     if record["stages"]:
         gains = "  ".join(f"{name.upper()} {percent(record[name])} %" for name in ("der", "arr", "rdr"))
         clean = record["clean"]
-        console.print(f"{gains}   (clean images: {clean['train']} to train, {clean['validation']} to validate)")
+        console.print(
+            f"{gains}   (clean images: {clean['train']} to train, {clean['validation']} to validate)", soft_wrap=True
+        )
     if record["weak_attack"]:
         console.print("weak attack: this victim's ASR is too low to tell defenses apart", style="yellow")
     console.print(f"preset {record['preset']}; record: {path}", soft_wrap=True)
 
 
+def line(record: Record) -> str:
+    """One run in one line, for a log."""
+    names = ("acc", "asr", "ra") + (("der",) if record["stages"] else ())
+    weak = ", weak attack" if record["weak_attack"] else ""
+    return ", ".join(f"{name.upper()} {percent(record[name])}" for name in names) + f" %{weak}"
+
+
 def print_jobs(jobs: Sequence[Record], console: Console | None = None) -> None:
     """One row per job of a multirun, failed ones with their reason."""
-    console = console or Console()
-    table = Table(title=f"{len(jobs)} jobs", title_justify="left", title_style="bold")
+    console = console or Console(highlight=False)
+    failed = sum(job["status"] != "ok" for job in jobs)
+    console.print(f"{len(jobs)} jobs, {failed} failed" if failed else f"{len(jobs)} jobs", style="bold")
+    table = Table()
     table.add_column("job", overflow="fold")
     for name in ("ACC %", "ASR %", "RA %", "DER %", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
