@@ -1,0 +1,90 @@
+"""The store's records as one CSV: ``python -m backdoor_bench.records OUT.csv dataset=cifar10 preset=evidence``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from backdoor_bench import progress
+from backdoor_bench.errors import BenchError, ConfigError, unknown
+from backdoor_bench.store import Store
+
+COLUMNS = (
+    "key", "victim", "status", "reason", "variant", "dataset", "architecture", "width", "attack", "poisoning_ratio",
+    "effective_poisoning_ratio", "defense", "assumes", "stage", "spc", "clean_ratio", "clean_train", "clean_validation",
+    "seed", "repetition", "preset", "weak_attack", "acc", "asr", "ra", "der", "arr", "rdr", "seconds", "victim_epochs",
+    "precision", "device", "threads", "revision", "started",
+)  # fmt: skip
+
+
+def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row for the victim's state, one per stage, and one (``stage=final``) for the run."""
+    config, environment = record["config"], record["environment"]
+    shared = {name: record.get(name) for name in COLUMNS} | {
+        "width": config["model"].get("width"),
+        "assumes": "+".join(record["assumes"]),
+        "clean_train": record.get("clean", {}).get("train"),
+        "clean_validation": record.get("clean", {}).get("validation"),
+        "victim_epochs": config["recipe"]["epochs"],
+        "precision": record["numerics"]["precision"],
+        "device": record["numerics"]["device"],
+        "threads": environment["threads"],
+        "revision": environment["revision"],
+    }
+    empty = dict.fromkeys(("acc", "asr", "ra", "der", "arr", "rdr", "seconds"))
+    found = [{**shared, "stage": "final"}]
+    if record["status"] == "ok":
+        measured = [{"name": "victim", "seconds": record["victim_seconds"], **record["before"]}, *record["stages"]]
+        steps = [{**shared, **empty, **{k: v for k, v in step.items() if k in empty}, "stage": step["name"]}
+                 for step in measured]  # fmt: skip
+        found = [*steps, *found]
+    return found
+
+
+def write(store: Store, target: Path, filters: Mapping[str, str]) -> int:
+    """Write the records whose fields equal the filters, as text; returns how many runs.
+
+    Raises:
+        ConfigError: a filter names no column, or no record fits.
+    """
+    for name in filters:
+        if name not in COLUMNS:
+            raise unknown("column", name, COLUMNS)
+    chosen = []
+    for record in store.records():
+        parts = rows(record)
+        if all(str(parts[-1][name]) == value for name, value in filters.items()):
+            chosen.append(parts)
+    if not chosen:
+        raise ConfigError(f"no record in {store.root} fits; run one first: python -m backdoor_bench +attack=badnet")
+    chosen.sort(key=lambda parts: [str(parts[-1][n]) for n in ("dataset", "attack", "defense", "repetition", "key")])
+    with target.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for parts in chosen for row in parts)
+    return len(chosen)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m backdoor_bench.records", description="Records as CSV.")
+    parser.add_argument("target", type=Path)
+    parser.add_argument("filters", nargs="*", metavar="COLUMN=VALUE")
+    parser.add_argument("--store-dir", default=os.environ.get("BACKDOOR_BENCH_STORE", "./store"))
+    options = parser.parse_args(arguments)
+    try:
+        pairs = [text.partition("=") for text in options.filters]
+        count = write(Store(options.store_dir), options.target, {name: value for name, _, value in pairs})
+    except BenchError as error:
+        progress.say(f"error: {error}")
+        return 1
+    progress.say(f"{count} runs to {options.target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""What a person types is checked and made ready before Hydra sees it."""
+
+from __future__ import annotations
+
+import pytest
+
+from backdoor_bench import config
+from backdoor_bench.errors import ConfigError
+from backdoor_bench.overrides import prepare
+
+CONF = config.directory()
+
+
+def ready(*arguments: str) -> list[str]:
+    return prepare(arguments, CONF)
+
+
+def test_a_constant_under_a_swept_group_becomes_a_choice() -> None:
+    given = ["-m", "+attack=badnet,blended", "attack.poisoning_ratio=0.05"]
+    assert ready(*given) == ["-m", "+attack=badnet,blended", "attack.poisoning_ratio=choice(0.05)"]
+
+
+def test_a_list_stays_one_value() -> None:
+    given = ready("-m", "+defense=ft,fp", "defense.assumes=[trigger]")
+    assert given[-1] == "defense.assumes=choice([trigger])"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["+attack=badnet", "attack.poisoning_ratio=0.05"],
+        ["-m", "+attack=badnet", "seed=0,1", "attack.poisoning_ratio=0.05"],
+        ["-m", "+attack=badnet,blended", "recipe.epochs=3"],
+        ["-m", "+attack=badnet,blended", "attack.poisoning_ratio=0.05,0.1"],
+    ],
+)
+def test_everything_else_is_left_alone(arguments: list[str]) -> None:
+    assert ready(*arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("+attack=badnett", r"unknown attack 'badnett'\. Did you mean badnet\? Known: .*wanet"),
+        ("+attack=badnet,wannet", r"unknown attack 'wannet'\. Did you mean wanet"),
+        ("+defense=unibpp", r"unknown defense 'unibpp'\. Did you mean unibp"),
+        ("dataset=cifr10", r"unknown dataset 'cifr10'\. Did you mean cifar10"),
+        ("model=resnet", r"unknown model 'resnet'.*preact_resnet18"),
+        ("preset=evidenc", r"unknown preset 'evidenc'\. Did you mean evidence"),
+        ("+attak=badnet", r"unknown group 'attak'\. Did you mean attack"),
+        ("+defence=ft", r"unknown group 'defence'\. Did you mean defense"),
+    ],
+)
+def test_unknown_names_are_refused_with_close_matches(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ready(argument)
+
+
+def test_a_users_own_folder_of_configurations_counts(tmp_path) -> None:
+    (tmp_path / "attack").mkdir()
+    (tmp_path / "attack" / "mine.yaml").write_text("_target_: mine.attack.mine.Mine\n")
+    arguments = ["--config-dir", str(tmp_path), "+attack=mine"]
+    assert ready(*arguments) == arguments
+    with pytest.raises(ConfigError, match="no such folder"):
+        ready("--config-dir", str(tmp_path / "none"), "+attack=mine")
