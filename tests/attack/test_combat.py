@@ -1,0 +1,304 @@
+"""COMBAT, against independent computations and with tiny networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from scipy import fft
+from torch import nn
+from torch.nn import functional as F
+
+from backdoor_bench.attack import AttackerView
+from backdoor_bench.attack.combat import (
+    Alternation,
+    Combat,
+    CombatTrigger,
+    add_noise,
+    blur,
+    blur_taps,
+    generator_loss,
+    step_schedule,
+)
+from backdoor_bench.attack.generator import UNet, dct_matrix, low_pass, low_pass_matrix
+from backdoor_bench.errors import ConfigError, IncompatibleError
+from backdoor_bench.model import Network
+from backdoor_bench.numerics import Numerics
+
+
+def tiny(**options: Any) -> Combat:
+    short = {"generator_width": 2, "clean_epochs": 1, "generator_epochs": 1, "batch_size": 16, "poisoning_ratio": 0.125}
+    return Combat(**{**short, **options})
+
+
+def prepared(view: AttackerView, **options: Any) -> tuple[Combat, CombatTrigger]:
+    attack = tiny(**options)
+    trigger = attack.trigger((32, 32))
+    attack.prepare(trigger, view)
+    return attack, trigger
+
+
+@pytest.fixture(scope="module")
+def ready(make_attacker_view: Callable[..., AttackerView]) -> tuple[Combat, CombatTrigger, AttackerView]:
+    view = make_attacker_view()
+    return *prepared(view), view
+
+
+def test_dct_matrix_is_orthonormal() -> None:
+    torch.testing.assert_close(dct_matrix(32) @ dct_matrix(32).T, torch.eye(32, dtype=torch.float64))
+
+
+def test_low_pass_is_that_of_scipy() -> None:
+    noise = torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    spectrum = fft.dctn(noise.double().numpy(), axes=(2, 3), norm="ortho")
+    spectrum[:, :, 20:] = 0  # int(0.65 * 32)
+    spectrum[:, :, :, 41:] = 0  # int(0.65 * 64)
+    expected = torch.from_numpy(fft.idctn(spectrum, axes=(2, 3), norm="ortho")).float()
+    filtered = low_pass(noise, low_pass_matrix(32, 0.65), low_pass_matrix(64, 0.65))
+    torch.testing.assert_close(filtered, expected, rtol=0, atol=1e-5)
+
+
+def test_generator_has_the_published_size() -> None:
+    assert sum(parameter.numel() for parameter in UNet().parameters()) == 9_370_243
+
+
+def test_generator_works_image_by_image() -> None:
+    unet, images = UNet(2), torch.rand(3, 3, 32, 48) * 2 - 1
+    noise = unet(images)
+    assert noise.shape == images.shape
+    assert noise.abs().max() <= 1
+    torch.testing.assert_close(unet.eval()(images[1:2]), noise[1:2])
+
+
+def test_generator_is_the_in_place_one() -> None:
+    """The card's table, line by line, with activations in place."""
+    unet, x = UNet(2), torch.rand(2, 3, 32, 32) * 2 - 1
+    convs = iter([layer for layer in unet.modules() if isinstance(layer, nn.Conv2d)])
+    act, norm, up = nn.LeakyReLU(0.2, inplace=True), F.instance_norm, nn.Upsample(scale_factor=2, mode="bilinear")
+
+    def conv(y: torch.Tensor) -> torch.Tensor:
+        return next(convs)(y)
+
+    with torch.no_grad():
+        f0 = norm(conv(act(conv(x))))
+        f1 = norm(conv(act(norm(conv(act(f0))))))
+        f2 = norm(conv(act(norm(conv(act(f1))))))
+        f3 = norm(conv(act(norm(conv(act(f2))))))
+        u3 = norm(conv(act(norm(conv(act(up(f3))))))) + f2
+        u2 = norm(conv(act(norm(conv(act(up(u3))))))) + f1
+        u1 = norm(conv(act(norm(conv(act(up(u2))))))) + f0
+        u0 = conv(act(norm(conv(act(up(u1)))))).tanh()
+        torch.testing.assert_close(unet(x), u0)
+
+
+def test_blur_taps() -> None:
+    outer, middle = blur_taps(torch.tensor([1.0, 0.1]))
+    torch.testing.assert_close(outer, torch.tensor([0.274069, 0.0]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(middle, torch.tensor([0.451863, 1.0]), rtol=0, atol=1e-5)
+
+
+def test_blur_takes_a_sigma_per_image() -> None:
+    point = torch.zeros(2, 1, 5, 5)
+    point[:, :, 2, 2] = 1
+    blurred = blur(point, torch.tensor([0.1, 1.0]))
+    torch.testing.assert_close(blurred[0], point[0])
+    taps = torch.tensor([0.274069, 0.451863, 0.274069])
+    torch.testing.assert_close(blurred[1, 0, 1:4, 1:4], taps[:, None] * taps, rtol=0, atol=1e-5)
+    flat = torch.full((1, 3, 4, 4), 0.3)
+    torch.testing.assert_close(blur(flat, torch.tensor([0.7])), flat)
+    # Reflected: the neighbour of the first column is the second one, twice.
+    edge = blur(torch.eye(3)[:1].expand(1, 1, 3, 3), torch.tensor([1.0]))
+    torch.testing.assert_close(edge[0, 0, 1], torch.tensor([0.451863, 0.274069, 0.0]), rtol=0, atol=1e-5)
+
+
+def test_noise_rate_is_halved_in_unit_range() -> None:
+    images, noise = torch.tensor([0.5, 0.98, 0.01]), torch.tensor([-1.0, 1.0, -0.5])
+    torch.testing.assert_close(add_noise(images, noise, 0.08), torch.tensor([0.46, 1.0, 0.0]))
+
+
+def test_loss_by_hand() -> None:
+    logits = torch.zeros(1, 4)  # cross-entropy log 4, whatever the label
+    triggered, images = torch.full((1, 3, 2, 2), 0.6), torch.full((1, 3, 2, 2), 0.5)
+    loss = generator_loss(logits, logits, triggered, images, torch.tensor([3]), 0, 0.02, 0.8)
+    assert loss.item() == pytest.approx(1.8 * 1.3862944 + 0.02 * 4 * 0.01)
+    sure = torch.tensor([[50.0, 0.0, 0.0, 0.0]])  # the surrogate says the target, the clean model the true label
+    assert generator_loss(sure, sure.flip(1), images, images, torch.tensor([3]), 0, 0.02, 0.8).item() < 1e-6
+    assert generator_loss(sure.flip(1), sure, images, images, torch.tensor([3]), 0, 0.02, 0.8).item() == 90
+
+
+@pytest.mark.parametrize(("epochs", "milestones"), [(200, [100, 150]), (10, [5, 8]), (1, [1, 1])])
+def test_schedule_is_scaled(epochs: int, milestones: list[int]) -> None:
+    assert step_schedule(epochs).keywords["milestones"] == milestones
+
+
+def test_trigger_is_bounded_and_repeatable(ready: tuple[Combat, CombatTrigger, AttackerView]) -> None:
+    _, trigger, view = ready
+    images = view.numerics.images(view.train.images[:8])
+    noise = low_pass(trigger.generator(2 * images - 1), trigger.low_rows, trigger.low_columns)
+    assert (trigger.perturb(images) - images).abs().max() <= 0.04 * noise.abs().max() + 1e-6
+    painted = trigger(images)
+    assert painted.min() >= 0
+    assert painted.max() <= 1
+    assert torch.equal(painted, trigger(images))
+    assert trigger.sigma.item() == pytest.approx(0.55)
+    torch.testing.assert_close(painted, blur(trigger.perturb(images), torch.tensor([0.55])))
+    assert trigger(images[:0]).shape == (0, 3, 32, 32)
+
+
+def test_trigger_survives_its_state_dict(ready: tuple[Combat, CombatTrigger, AttackerView]) -> None:
+    attack, trigger, view = ready
+    again = attack.trigger((32, 32))
+    assert all(name.startswith("generator.") for name in trigger.state_dict())
+    again.load_state_dict(copy.deepcopy(trigger.state_dict()))
+    images = view.numerics.images(view.train.images[:4])
+    assert torch.equal(again(images), trigger(images))
+
+
+def test_building_a_trigger_draws_nothing_global() -> None:
+    before = torch.get_rng_state()
+    first, second = tiny().trigger((32, 32)), tiny().trigger((32, 32))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*(next(trigger.parameters()) for trigger in (first, second)))
+
+
+@pytest.mark.parametrize("size", [(28, 28), (16, 16), (32, 40)])
+def test_image_size_is_checked(size: tuple[int, int]) -> None:
+    with pytest.raises(IncompatibleError, match=rf"divisible by 16 and at least 32.*{size[0]}x{size[1]}"):
+        tiny().trigger(size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blur_sigma": [1.0, 0.1]}, r"attack\.blur_sigma=\[1\.0, 0\.1\]"),
+        ({"low_pass_ratio": 0.0}, r"attack\.low_pass_ratio=0\.0"),
+        ({"generator_epochs": 0}, r"attack\.generator_epochs=0"),
+        ({"labels": "all_to_all"}, "clean-label"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny(**options)
+
+
+def alternation(view: AttackerView, attack: Combat, share: float = 0.5) -> Alternation:
+    trigger = attack.trigger((32, 32))
+    networks = [view.new_network(name) for name in ("surrogate", "clean")]
+    return Alternation(attack, trigger, *networks, view, share, view.augmentation, view.generator("draws"))
+
+
+def changed(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_fit_trains_generator_and_surrogate_and_nothing_else(attacker_view: AttackerView) -> None:
+    module = alternation(attacker_view, tiny())
+    parts: dict[str, nn.Module] = {"G": module.trigger.generator, "S": module.surrogate, "F0": module.clean}
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    history = attacker_view.fit(module, 1, 16, "test")
+    assert len(history.loss) == 1
+    assert {name for name, part in parts.items() if changed(part, before[name])} == {"G", "S"}
+    assert all(parameter.requires_grad for parameter in module.surrogate.parameters())
+
+
+class Steps:
+    """Stands in for the optimisers: notes who has a gradient when each of them is asked to step."""
+
+    def __init__(self, module: Alternation) -> None:
+        self.module, self.seen = module, []
+
+    def zero_grad(self) -> None:
+        self.module.zero_grad()
+
+    def step(self) -> None:
+        parts = {"G": self.module.trigger.generator, "S": self.module.surrogate, "F0": self.module.clean}
+        has = {
+            name for name, part in parts.items()
+            if any(p.grad is not None and bool(p.grad.any()) for p in part.parameters())
+        }  # fmt: skip
+        self.seen.append((has, self.module.surrogate.training, self.module.clean.training))
+
+
+def test_each_step_has_its_own_gradient_and_mode(attacker_view: AttackerView, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = alternation(attacker_view, tiny()).train()
+    steps = Steps(module)
+    monkeypatch.setattr(module, "optimizers", lambda: [steps, steps])
+    monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
+    module.training_step((attacker_view.train.images[:8], attacker_view.train.labels[:8]), 0)
+    assert steps.seen == [({"S"}, True, False), ({"G"}, False, False)]
+
+
+def test_surrogate_sees_the_trigger_on_the_target_class_only(
+    attacker_view: AttackerView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, fed = alternation(attacker_view, tiny(), share=1.0), []
+    monkeypatch.setattr(module, "_step", lambda number, loss: None)
+    module.surrogate.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
+    stored, labels = attacker_view.train.images[:8], attacker_view.train.labels[:8]
+    module.training_step((stored, labels), 0)
+    images = attacker_view.numerics.images(stored)
+    touched = [(seen != images).flatten(1).any(1) for seen in fed]
+    assert torch.equal(touched[0], labels == 0)
+    assert bool(touched[1].all())
+
+
+def test_mixed_precision(attacker_view: AttackerView) -> None:
+    mixed = AttackerView(**{**vars(attacker_view), "numerics": Numerics(torch.device("cpu"), "bf16-mixed")})
+    _, trigger = prepared(mixed)
+    assert all(tensor.dtype == torch.float32 for tensor in trigger.state_dict().values())
+    images = mixed.numerics.images(mixed.train.images[:2])
+    with mixed.numerics.autocast():
+        assert torch.equal(trigger(images), trigger(images))
+        assert trigger(images).dtype == torch.float32
+
+
+def test_same_seed_same_generator(
+    ready: tuple[Combat, CombatTrigger, AttackerView], make_attacker_view: Callable[..., AttackerView]
+) -> None:
+    torch.manual_seed(1234)  # the global state must not matter
+    same, other = prepared(make_attacker_view())[1], prepared(make_attacker_view(seed=1))[1]
+    assert not changed(same, ready[1].state_dict())
+    assert changed(other, ready[1].state_dict())
+
+
+def test_poison_is_in_the_target_class_and_keeps_labels(ready: tuple[Combat, CombatTrigger, AttackerView]) -> None:
+    attack, trigger, view = ready
+    poisoned = attack.poison(view, trigger)
+    assert poisoned.altered is not None
+    assert int(poisoned.altered.sum()) == 6
+    assert poisoned.ratio == 0.125
+    assert bool((view.train.labels[poisoned.altered] == 0).all())
+    assert torch.equal(poisoned.data.labels, view.train.labels)
+    assert torch.equal((poisoned.data.images != view.train.images).flatten(1).any(1), poisoned.altered)
+    assert torch.equal(poisoned.data.images, attack.poison(view, trigger).data.images)
+
+
+def test_each_poisoned_image_has_its_own_blur(ready: tuple[Combat, CombatTrigger, AttackerView]) -> None:
+    attack, trigger, view = ready
+    poisoned = attack.poison(view, trigger)
+    assert poisoned.altered is not None
+    noisy = trigger.perturb(view.numerics.images(view.train.images[poisoned.altered])).detach()
+    stored = poisoned.data.images[poisoned.altered].float() / 255
+    sigmas = torch.linspace(0.1, 1.0, 91)
+    errors = torch.stack([(blur(noisy, sigma[None]) - stored).abs().flatten(1).mean(1) for sigma in sigmas])
+    assert errors.min(0).values.max() < 1.5 / 255
+    assert len(sigmas[errors.argmin(0)].unique()) >= 4
+
+
+def test_what_the_phases_are_given(attacker_view: AttackerView, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules: list[Any] = []
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(AttackerView, "fit", lambda _, module, *__: modules.append(module))
+
+    def make(**overrides: Any) -> Network:
+        asked.append(overrides)
+        return attacker_view.make_network(**overrides)
+
+    prepared(AttackerView(**{**vars(attacker_view), "make_network": make}), surrogate_width=3)
+    assert asked == [{"width": 3}, {"width": 3}]
+    assert modules[1].clean is modules[0].network
+    assert modules[1].poisoned_share == 0.5  # 6 of the 12 images of the target class, as for the victim
+    assert modules[1].augmentation.rotation == 10
