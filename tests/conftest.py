@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
 import torch
 
+import backdoor_bench.config
 from backdoor_bench.attack import AttackerView
 from backdoor_bench.dataset import Augmentation, ImageSet
 from backdoor_bench.model.preact_resnet18 import PreActResNet18
@@ -21,21 +25,21 @@ CLASSES = 4
 torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def numerics() -> Numerics:
     """The CPU in float32, whatever the machine has."""
     return Numerics(torch.device("cpu"), "32-true")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def image_set() -> ImageSet:
-    """48 random images of 32x32, 12 of each of four classes, in the order 0, 1, 2, 3, 0, ..."""
+    """48 random images of 32x32, labels 0, 1, 2, 3, 0, ...; shared by all tests: clone before changing."""
     draws = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8, generator=draws)
     return ImageSet(images, torch.arange(48) % CLASSES)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_network() -> Callable[..., PreActResNet18]:
     """A fresh PreActResNet18 of width 2 for the four classes; overrides go to its constructor."""
 
@@ -53,13 +57,13 @@ def network(make_network: Callable[..., PreActResNet18]) -> PreActResNet18:
         return make_network().eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe() -> Recipe:
     """One epoch of SGD in batches of 16."""
     return Recipe(epochs=1, batch_size=16, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_attacker_view(
     image_set: ImageSet, numerics: Numerics, recipe: Recipe, make_network: Callable[..., PreActResNet18]
 ) -> Callable[..., AttackerView]:
@@ -81,3 +85,19 @@ def defender_view(image_set: ImageSet, numerics: Numerics) -> DefenderView:
     """40 of the random images to train on, 8 to validate on."""
     index = torch.arange(len(image_set))
     return DefenderView(image_set[index[:40]], image_set[index[40:]], CLASSES, Augmentation(), numerics)
+
+
+@pytest.fixture
+def compose(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A composed, resolved configuration of a tiny digits run: ``compose("+attack=badnet", "seed=1")``.
+
+    One epoch of a width-2 network on the CPU, in a store of the test's own; what the test says comes last and wins.
+    """
+    small = ["recipe.epochs=1", "recipe.width=2", "device=cpu", "trainer.precision=32-true"]
+
+    def make(*overrides: str) -> dict[str, Any]:
+        with hydra.initialize_config_dir(str(backdoor_bench.config.directory()), version_base="1.3"):
+            config = hydra.compose("config", [f"store_dir={tmp_path / 'store'}", *small, *overrides])
+        return backdoor_bench.config.plain(config)
+
+    return make
