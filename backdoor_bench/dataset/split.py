@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -28,16 +30,26 @@ class Regime:
         if spc is not None and clean_ratio is not None:
             raise ConfigError(f"both spc={spc} and clean_ratio={clean_ratio} are given; give one of the two")
         if spc is not None:
-            if isinstance(spc, bool) or int(spc) != spc or spc < 2:
+            if not _is_number(spc) or spc % 1 != 0 or spc < 2:
                 raise ConfigError(f"spc={spc}: expected a whole number of at least 2 (one to train, one to validate)")
             return cls(int(spc), None)
-        ratio = DEFAULT_RATIO if clean_ratio is None else float(clean_ratio)
-        if not 0 < ratio <= 1:
+        ratio = DEFAULT_RATIO if clean_ratio is None else clean_ratio
+        if not _is_number(ratio) or not 0 < ratio <= 1:
             raise ConfigError(f"clean_ratio={ratio}: expected a fraction in (0, 1], e.g. 0.05 for 5 %")
-        return cls(None, ratio)
+        return cls(None, float(ratio))
 
     def counts(self, class_sizes: list[int]) -> list[int]:
-        """Images per class; a ratio is spread in proportion, remainders to the classes that are nearest to one more."""
+        """Images per class. A ratio is spread in proportion; what rounding down leaves goes to the largest remainders.
+
+        The sum is ``clean_ratio`` of all images, half rounded up; of equal remainders the lower label comes first. The
+        ratio counts as it is written in decimals, so that no class gains or loses an image to binary fractions.
+
+        Args:
+            class_sizes: training images of each class.
+
+        Raises:
+            DataError: a class is smaller than ``spc``, or the ratio leaves no class two images.
+        """
         if self.spc is not None:
             smallest = min(range(len(class_sizes)), key=class_sizes.__getitem__)
             if class_sizes[smallest] < self.spc:
@@ -47,9 +59,10 @@ class Regime:
                 )
             return [self.spc] * len(class_sizes)
         assert self.clean_ratio is not None
-        exact = [self.clean_ratio * size for size in class_sizes]
+        ratio = Fraction(str(self.clean_ratio))
+        exact = [ratio * size for size in class_sizes]
         counts = [int(share) for share in exact]
-        missing = int(self.clean_ratio * sum(class_sizes) + 0.5) - sum(counts)
+        missing = int(sum(exact) + Fraction(1, 2)) - sum(counts)
         by_remainder = sorted(range(len(exact)), key=lambda c: (counts[c] - exact[c], c))
         for label in by_remainder[:missing]:
             counts[label] += 1
@@ -64,7 +77,10 @@ class Regime:
 
 @dataclass(frozen=True)
 class CleanDraw:
-    """Positions in the training set (int64), and how many drawn images the attacker had altered."""
+    """Positions in the training set (int64), and how many drawn images were replaced as the attacker had altered them.
+
+    An altered image whose class has no unaltered one left stays, as its clean original, and is not counted.
+    """
 
     train: Tensor
     validation: Tensor
@@ -104,10 +120,15 @@ def draw_clean(
         ordered = members[order]
         if altered is not None:
             touched = altered.cpu()[ordered]
-            replaced += int(touched[:count].sum()) if clean_from == "unpoisoned" else 0
             if clean_from == "unpoisoned":
+                originals = max(0, count - int((~touched).sum()))
+                replaced += int(touched[:count].sum()) - originals
                 ordered = torch.cat([ordered[~touched], ordered[touched]])
         held_out = max(1, int(VALIDATION_SHARE * count + 0.5)) if count >= 2 else 0
         validation.append(ordered[:held_out])
         train.append(ordered[held_out:count])
     return CleanDraw(torch.cat(train), torch.cat(validation), replaced)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
