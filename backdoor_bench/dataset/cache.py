@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -194,17 +195,19 @@ class CachedDataset(Dataset):
     def _keep(self, data: Data, decoded: Decoded, seconds: float) -> None:
         """Write the cache: images first, then the manifest that makes them valid. A full disk costs only the cache."""
         done = f"{self.name}: {len(data.train) + len(data.test):,} images ready in {seconds:.1f} s"
-        temporary = self.images_file.with_name(f".{self.images_file.name}.{uuid.uuid4().hex}.tmp")
+        # A folder, for safetensors writes to a temporary file of its own beside the one it is told.
+        scratch = self.images_file.with_name(f".{self.images_file.name}.{uuid.uuid4().hex}.tmp")
+        temporary = scratch / self.images_file.name
         try:
-            temporary.parent.mkdir(parents=True, exist_ok=True)
             # What a killed process left: nobody else writes while we hold the lock.
-            for left in temporary.parent.glob(f".{self.images_file.name}.*.tmp"):
-                left.unlink()
+            for left in scratch.parent.glob(f".{self.images_file.name}.*.tmp"):
+                shutil.rmtree(left)
+            scratch.mkdir(parents=True)
             parts = {"train": data.train, "test": data.test}
             tensors = {f"{part}.images": images.images for part, images in parts.items()}
             tensors |= {f"{part}.labels": images.labels for part, images in parts.items()}
             safetensors.torch.save_file(tensors, temporary)
-            temporary.chmod(temporary.parent.stat().st_mode & 0o666)  # safetensors makes it the user's alone
+            temporary.chmod(scratch.stat().st_mode & 0o666)  # safetensors makes it the user's alone
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             size = temporary.stat().st_size
@@ -226,7 +229,7 @@ class CachedDataset(Dataset):
         else:
             progress.say(f"{done}; kept as {self.images_file} ({size / 1e6:.0f} MB)")
         finally:
-            _drop(temporary)
+            shutil.rmtree(scratch, ignore_errors=True)
 
     @contextmanager
     def _claim(self) -> Iterator[None]:
@@ -252,10 +255,3 @@ def _manifest(stored: Mapping[str, Any]) -> Manifest:
     entries: dict[str, Any] = stored["manifest"]
     values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in entries.items()}
     return Manifest(**values)
-
-
-def _drop(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # the folder is read-only, so the file was never there
-        return

@@ -211,8 +211,9 @@ def test_a_full_disk_leaves_an_old_cache_alone(toy: Callable[[], Toy]) -> None:
 def test_what_a_killed_process_left_is_swept(toy: Callable[[], Toy]) -> None:
     folder = toy().data_dir / ".cache"
     folder.mkdir(parents=True)
-    (folder / ".toy.safetensors.0123.tmp").write_text("half")
-    (folder / ".other.safetensors.0123.tmp").write_text("of another data set")
+    for name in ("toy", "other"):
+        (folder / f".{name}.safetensors.0123.tmp").mkdir()
+        (folder / f".{name}.safetensors.0123.tmp" / ".tmpXYZ").write_text("half")
     toy().load()
     assert cache_files(toy().data_dir) == [
         ".other.safetensors.0123.tmp", "toy.json", "toy.lock", "toy.safetensors",
