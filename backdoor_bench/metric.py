@@ -26,7 +26,7 @@ class TriggeredSet:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Fractions in [0, 1]; ``None`` where there is nothing to measure (no attack: no ASR)."""
+    """Fractions in [0, 1]; ``None`` where there is nothing to measure (no attack, or no image of another class)."""
 
     acc: float
     asr: float | None = None
@@ -80,7 +80,7 @@ class Evaluator:
         """ACC, ASR and RA of a network, which is put in eval mode."""
         network.eval()
         acc = self._accuracy(network, self.test, self.test.labels)[0]
-        if self.triggered is None:
+        if self.triggered is None or not len(self.triggered.data):
             return Measurement(acc)
         wanted = self.triggered.attack_labels
         asr, ra = self._accuracy(network, self.triggered.data, wanted, self.triggered.data.labels)
