@@ -35,10 +35,14 @@ class Numerics:
             place = torch.device(device)
         except RuntimeError as error:
             raise ConfigError(f"device={device}: expected auto, cpu, cuda or cuda:N ({error})") from None
+        if place.type not in ("cpu", "cuda"):
+            raise ConfigError(f"device={device}: expected auto, cpu, cuda or cuda:N")
         if place.type == "cuda":
             if not torch.cuda.is_available():
                 raise ConfigError(f"device={device}: this machine has no CUDA device; use device=cpu")
             place = torch.device("cuda", place.index if place.index is not None else torch.cuda.current_device())
+            if place.index >= torch.cuda.device_count():
+                raise ConfigError(f"device={device}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
         if precision == "auto":
             precision = "bf16-mixed" if _has_bf16(place) else "32-true"
         return cls(place, cast(Precision, precision), channels_last)
