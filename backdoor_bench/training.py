@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -66,7 +68,7 @@ class Watch(Callback):
         self.total, self.steps = None, 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is None:
             return
         loss = loss.detach().float()
@@ -74,7 +76,9 @@ class Watch(Callback):
         self.steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mean = float(self.total) / self.steps if self.total is not None else math.nan
+        if self.total is None:  # a step that optimises by hand need not give its loss
+            return self.advance("")
+        mean = float(self.total) / self.steps
         self.history.loss.append(mean)
         if not math.isfinite(mean):
             raise DivergedError(
@@ -98,6 +102,7 @@ def fit(
 
     Raises:
         DivergedError: the mean loss of an epoch, or a parameter at the end, is not finite.
+        KeyboardInterrupt: as it came.
     """
     history = History()
     started = time.perf_counter()
@@ -115,10 +120,18 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[Watch(title, history, advance), *callbacks],
+            # One process, one device, whatever a job scheduler's variables say.
+            plugins=[LightningEnvironment()],
         )
-        trainer.fit(module, train_dataloaders=batches)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, train_dataloaders=batches)
+        except SystemExit as stop:
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            # Lightning turns Ctrl-C into an exit, and makes the process deaf to the next one.
+            signal.signal(signal.SIGINT, on_interrupt or signal.default_int_handler)
+            raise KeyboardInterrupt from None
     numerics.place(module)
     require_finite(module, title)
     history.seconds = time.perf_counter() - started
