@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from hydra.utils import instantiate
 
-from backdoor_bench.errors import UntrustedError
+from backdoor_bench.errors import BenchError, UntrustedError
 
 T = TypeVar("T")
 
 
 def trusted_class(path: str, base: type[T], packages: Sequence[str] = ()) -> type[T]:
-    """The class at a dotted path, if it is a subclass of ``base`` in ``backdoor_bench`` or a named package.
+    """The class at a dotted path, if it is a subclass of ``base`` in ``backdoor_bench`` or a named package or module.
 
     Raises:
         UntrustedError: anything else. Nothing outside those packages is even imported.
     """
     module, _, name = path.rpartition(".")
     allowed = ("backdoor_bench", *packages)
-    if module.split(".")[0] not in allowed:
+    if not any(f"{module}.".startswith(f"{package}.") for package in allowed):
         raise UntrustedError(
             f"a stored configuration names '{path}', which is in none of the trusted packages ({', '.join(allowed)}); "
             "nothing was executed. If it is yours, name its package with trust=[PACKAGE]"
@@ -48,6 +48,9 @@ def trusted_instance(
 
     Its ``_target_`` must pass :func:`trusted_class` for ``base``, every ``_target_`` inside it for ``nested``.
     Interpolations are refused: a stored configuration is resolved.
+
+    Raises:
+        UntrustedError: it names what is not ours, or does not fit the class.
     """
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UntrustedError(f"a stored configuration has no _target_ where a {base.__name__} was expected")
@@ -56,7 +59,18 @@ def trusted_instance(
         if nested is None:
             raise UntrustedError(f"a stored configuration names '{inner}' inside {kind.__name__}; nothing was executed")
         trusted_class(inner, nested, packages)
-    return cast(T, instantiate(dict(node), _convert_="all", **extra))
+    try:
+        made = instantiate(dict(node), _convert_="all", **extra)
+    except Exception as error:  # Hydra wraps whatever the constructor raised
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, BenchError):
+            raise cause from None
+        raise UntrustedError(f"a stored configuration does not fit {kind.__name__} as it is here: {cause}") from error
+    if not isinstance(made, base):  # _partial_
+        raise UntrustedError(f"a stored configuration makes no {base.__name__} of {kind.__name__}")
+    return made
 
 
 def _targets(value: Any) -> Iterator[str]:
