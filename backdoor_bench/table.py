@@ -18,7 +18,8 @@ def percent(value: float | None) -> str:
 
 def print_run(record: Record, path: str, console: Console | None = None) -> None:
     """The run's stages with ACC, ASR, RA and seconds; then what the defense did, and where the record is."""
-    console = console or Console(highlight=False)
+    # No markup: names, paths and reasons hold brackets of their own.
+    console = console or Console(highlight=False, markup=False)
     attack = record["attack"] or "no attack"
     defense = record["defense"] or "no defense"
     if record["assumes"]:
@@ -62,7 +63,8 @@ def line(record: Record) -> str:
 
 def print_jobs(jobs: Sequence[Record], console: Console | None = None) -> None:
     """One row per job of a multirun, failed ones with their reason."""
-    console = console or Console(highlight=False)
+    # No markup: names, paths and reasons hold brackets of their own.
+    console = console or Console(highlight=False, markup=False)
     failed = sum(job["status"] != "ok" for job in jobs)
     console.print(f"{len(jobs)} jobs, {failed} failed" if failed else f"{len(jobs)} jobs", style="bold")
     table = Table()

@@ -1,0 +1,127 @@
+"""Percent only in print, a dash for what could not be measured, every name as it is."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from backdoor_bench.table import line, percent, print_jobs, print_run
+
+RECORD: dict[str, Any] = {
+    "attack": "badnet",
+    "defense": "unibp",
+    "assumes": [],
+    "variant": "digits (scikit-learn)",
+    "architecture": "preact_resnet18",
+    "preset": "default",
+    "victim_was": "trained",
+    "victim_seconds": 12.34,
+    "weak_attack": False,
+    "before": {"acc": 0.9132, "asr": 0.9503, "ra": 0.04},
+    "stages": [
+        {"name": "mask", "changed": False, "seconds": 1.0, "acc": 0.9132, "asr": 0.9503, "ra": 0.04},
+        {"name": "prune", "changed": True, "seconds": 2.5, "acc": 0.9072, "asr": 0.0137, "ra": 0.9},
+    ],
+    "clean": {"train": 60, "validation": 10},
+    "acc": 0.9072,
+    "asr": 0.0137,
+    "ra": 0.9,
+    "der": 0.9653,
+    "arr": 0.00657,
+    "rdr": -0.01,
+}
+
+
+def printed(record: dict[str, Any], path: str = "store/runs/k/0001.json") -> str:
+    written = io.StringIO()
+    print_run(record, path, Console(file=written, width=120, markup=False, highlight=False))
+    return written.getvalue()
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The cells of the row that begins with ``first``."""
+    row = next(row for row in text.splitlines() if row.strip("│┃ ").startswith(first))
+    return [cell.strip() for cell in row.strip("│┃").split("│")]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"), [(0.9132, "91.32"), (1.0, "100.00"), (0.0, "0.00"), (-0.005, "-0.50"), (None, "-")]
+)
+def test_percent(fraction: float | None, text: str) -> None:
+    assert percent(fraction) == text
+
+
+def test_a_run() -> None:
+    text = printed(RECORD)
+    assert "badnet / unibp on digits (scikit-learn), preact_resnet18" in text
+    assert cells(text, "victim") == ["victim", "91.32", "95.03", "4.00", "12.3"]
+    assert cells(text, "mask") == ["mask (network unchanged)", "91.32", "95.03", "4.00", "1.0"]
+    assert cells(text, "prune") == ["prune", "90.72", "1.37", "90.00", "2.5"]
+    assert cells(text, "purified") == ["purified", "90.72", "1.37", "90.00", "3.5"]
+    assert "DER 96.53 %  ARR 0.66 %  RDR -1.00 %" in text
+    assert "clean images: 60 to train, 10 to validate" in text
+    assert "record: store/runs/k/0001.json" in text
+    assert "weak attack" not in text
+
+
+def test_what_was_not_measured_is_a_dash_or_left_empty() -> None:
+    nothing = {"asr": None, "ra": None, "der": None, "rdr": None, "attack": None}
+    stages = [{"name": "prune", "changed": True, "seconds": 2.5}]
+    text = printed({**RECORD, **nothing, "before": {"acc": 0.5, "asr": None, "ra": None}, "stages": stages})
+    assert "no attack / unibp" in text
+    assert cells(text, "clean network") == ["clean network", "50.00", "-", "-", "12.3"]
+    assert cells(text, "prune") == ["prune", "", "", "", "2.5"]
+    assert "DER - %" in text
+
+
+def test_a_weak_attack_is_said() -> None:
+    assert "weak attack: this victim's ASR is too low to tell defenses apart" in printed(
+        {**RECORD, "weak_attack": True}
+    )
+
+
+def test_a_privileged_defense_and_a_found_victim_are_said() -> None:
+    text = printed({**RECORD, "assumes": ["trigger"], "victim_was": "found in the store"})
+    assert "unibp (assumes the trigger)" in text
+    assert cells(text, "victim")[0] == "victim (from the store)"
+
+
+def test_a_victim_alone_has_no_gains() -> None:
+    text = printed({**RECORD, "defense": None, "stages": []})
+    assert "badnet / no defense" in text
+    assert "DER" not in text
+    assert "purified" not in text
+
+
+def test_a_line() -> None:
+    assert line(RECORD) == "ACC 90.72, ASR 1.37, RA 90.00, DER 96.53 %"
+    assert line({**RECORD, "stages": [], "weak_attack": True}) == "ACC 90.72, ASR 1.37, RA 90.00 %, weak attack"
+
+
+def test_jobs(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    jobs = [
+        {"name": "+attack=badnet", "status": "ok", "seconds": 3.0, "record": RECORD, "found": True},
+        {"name": "+attack=sig", "status": "ok", "seconds": 3.0, "record": {**RECORD, "weak_attack": True, "der": None}},
+        {"name": "+attack=blended", "status": "failed", "reason": "no disk", "seconds": 0.5},
+    ]
+    print_jobs(jobs)
+    text = capsys.readouterr().out
+    assert text.startswith("3 jobs, 1 failed\n")
+    assert cells(text, "+attack=badnet")[1:] == ["90.72", "1.37", "90.00", "96.53", "3.0", "ok (found)"]
+    assert cells(text, "+attack=sig")[1:] == ["90.72", "1.37", "90.00", "-", "3.0", "ok (weak attack)"]
+    assert cells(text, "+attack=blended")[1:] == ["-", "-", "-", "-", "0.5", "failed: no disk"]
+
+
+def test_brackets_are_printed_as_they_are(capsys, monkeypatch) -> None:
+    """rich would take them for markup, and stop at the closing tag that a path looks like."""
+    monkeypatch.setenv("COLUMNS", "200")
+    print_jobs([{"name": "defense.assumes=[trigger]", "status": "failed", "reason": "no [/tmp/x]", "seconds": 0.5}])
+    print_run(RECORD, "[a]/runs/[/b]")
+    text = capsys.readouterr().out
+    assert "defense.assumes=[trigger]" in text
+    assert "failed: no [/tmp/x]" in text
+    assert "record: [a]/runs/[/b]" in text
