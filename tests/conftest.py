@@ -94,6 +94,7 @@ def compose(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     One epoch of a width-2 network on the CPU, in a store of the test's own; what the test says comes last and wins.
     """
     small = ["recipe.epochs=1", "recipe.width=2", "device=cpu", "trainer.precision=32-true"]
+    small += ["++preset.lengths.finetune_epochs=1"]
 
     def make(*overrides: str) -> dict[str, Any]:
         with hydra.initialize_config_dir(str(backdoor_bench.config.directory()), version_base="1.3"):
