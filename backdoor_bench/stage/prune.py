@@ -1,8 +1,8 @@
-"""The writer of a Mask: pruned entries become a constant, or noise around it."""
+"""Masks of whole units, and the writer of a Mask: pruned entries become a constant, or noise around it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,36 @@ def write(
         # A number for every entry, pruned or not: no look from the host at how many there are.
         drawn = torch.empty(parameter.shape).normal_(value, noise, generator=generator)
         parameter.copy_(torch.where(entries, drawn.to(parameter), parameter))
+
+
+def units_mask(
+    network: nn.Module, pruned: Mapping[str, Tensor], parts: Sequence[str] = ("weight", "bias")
+) -> dict[str, Tensor]:
+    """A :class:`Mask`'s entries for whole units: channels of a BatchNorm, filters of a convolution, rows of a Linear.
+
+    Args:
+        pruned: module name to ``(units,)`` bool.
+        parts: parameters of the module, of which a unit is the first index; those it does not have are left out.
+
+    Raises:
+        IncompatibleError: a module is not there, has none of the parts, or another number of units.
+    """
+    entries = {}
+    for name, units in pruned.items():
+        try:
+            own = {part: getattr(network.get_submodule(name), part, None) for part in parts}
+        except AttributeError:
+            own = {}
+        found = {part: parameter for part, parameter in own.items() if parameter is not None}
+        if not found or any(len(parameter) != len(units) for parameter in found.values()):
+            raise IncompatibleError(
+                f"{len(units)} units of '{name}' have scores, and {type(network).__name__} has no "
+                f"{' or '.join(parts)} of as many there; the scores were made for another network"
+            )
+        for part, parameter in found.items():
+            column = units.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1))
+            entries[f"{name}.{part}"] = column.expand_as(parameter).clone()
+    return entries
 
 
 class Prune(Stage):

@@ -6,7 +6,7 @@ from torch import nn
 
 from backdoor_bench.errors import ConfigError, IncompatibleError
 from backdoor_bench.stage import DefenderView, Mask
-from backdoor_bench.stage.prune import Prune
+from backdoor_bench.stage.prune import Prune, units_mask
 
 PRUNED = torch.tensor([[True, False, False], [False, True, True]])
 
@@ -55,3 +55,24 @@ def test_a_mask_of_another_network(defender_view: DefenderView, mask: dict[str, 
 def test_negative_noise() -> None:
     with pytest.raises(ConfigError, match=r"noise=-0\.1"):
         Prune(noise=-0.1)
+
+
+def test_a_unit_is_the_first_index_of_its_modules_parameters() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Linear(3, 2, bias=False))
+    unit = torch.tensor([False, True])
+    mask = units_mask(network, {"0": unit, "1": unit})
+    assert {
+        name: entries.flatten(1).tolist() if entries.ndim > 1 else entries.tolist() for name, entries in mask.items()
+    } == {
+        "0.weight": [[False], [True]],
+        "0.bias": [False, True],
+        "1.weight": [[False] * 3, [True] * 3],
+    }
+    assert list(units_mask(network, {"0": unit}, ["bias"])) == ["0.bias"]
+
+
+@pytest.mark.parametrize(("name", "units", "parts"), [("5", 2, ["weight"]), ("0", 3, ["weight"]), ("1", 2, ["bias"])])
+def test_scores_of_another_network(name: str, units: int, parts: list[str]) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Linear(3, 2, bias=False))
+    with pytest.raises(IncompatibleError, match=f"{units} units of '{name}' have scores, and Sequential has no"):
+        units_mask(network, {name: torch.ones(units, dtype=torch.bool)}, parts)
