@@ -1,0 +1,1 @@
+"""Measured, not tested: speed and memory beside plain loops. ``make bench``."""
