@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from backdoor_bench.errors import UntrustedError
 from backdoor_bench.trust import trusted_class
 
 
@@ -47,8 +48,12 @@ def restore(network: nn.Module, additions: Sequence[Mapping[str, Any]], packages
     """Put described additions back in place, empty; their tensors come with ``load_state_dict``.
 
     Raises:
-        UntrustedError: a description names something that is not an :class:`Addition` of a trusted package.
+        UntrustedError: a description names something that is not an :class:`Addition` of a trusted package, or does
+            not fit the network.
     """
     for entry in additions:
-        kind = trusted_class(entry["kind"], Addition, packages)
-        attach(network, entry["site"], kind(network.get_submodule(entry["site"]), **entry["settings"]))
+        kind = trusted_class(str(entry.get("kind")), Addition, packages)
+        try:
+            attach(network, entry["site"], kind(network.get_submodule(entry["site"]), **entry["settings"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UntrustedError(f"a stored {kind.__name__} does not fit {type(network).__name__}: {error}") from error
