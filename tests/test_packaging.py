@@ -38,21 +38,34 @@ def test_wheel_carries_configuration_and_sweeps(wheel: Path) -> None:
     assert not {name.split("/")[0] for name in names} & {"tests", "benchmarks", "conf", "data", "store"}
 
 
-def test_command_runs_from_the_wheel_in_another_folder(wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
+def run_from_wheel(wheel: Path, folder: Path, *arguments: str) -> str:
+    """``python -m backdoor_bench`` with the unpacked wheel, from a folder that has nothing of the checkout."""
+    site, elsewhere = folder / "site", folder / "elsewhere"
     zipfile.ZipFile(wheel).extractall(site)
-    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "backdoor_bench", "--cfg", "all", "+attack=badnet", "+defense=ft"],
+        [sys.executable, "-m", "backdoor_bench", *arguments],
         cwd=elsewhere,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env={**os.environ, "PYTHONPATH": str(site), "BACKDOOR_BENCH_STORE": str(elsewhere / "store")},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "_target_: backdoor_bench.attack.badnet.BadNet" in done.stdout
-    assert f"path: {site / 'backdoor_bench' / 'conf'}" in done.stdout
+    return done.stdout
+
+
+def test_command_finds_its_configuration_in_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    said = run_from_wheel(wheel, tmp_path, "--cfg", "all", "+attack=badnet", "+defense=ft")
+    assert "_target_: backdoor_bench.attack.badnet.BadNet" in said
+    assert f"path: {tmp_path / 'site' / 'backdoor_bench' / 'conf'}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_whole_run_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    said = run_from_wheel(wheel, tmp_path, "+attack=badnet", "+defense=ft", "recipe.epochs=1", "defense.epochs=1")
+    assert "purified" in said
+    assert len(list(tmp_path.glob("elsewhere/store/runs/*/*.json"))) == 1
 
 
 def test_lock_names_no_host() -> None:
