@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
-from hydra.utils import get_class
+from hydra.utils import get_object
 
+from backdoor_bench.attack import Attack
 from backdoor_bench.dataset import Manifest, Regime
 from backdoor_bench.numerics import Numerics
 
@@ -63,14 +64,12 @@ def run_identity(victim_key: str, config: Mapping[str, Any], manifest: Manifest)
 
 
 def versioned(node: Any) -> Any:
-    """The node with the ``version`` of each class of ours that it names."""
+    """The node with the ``version`` of each class that it names and that has one; an attack's trigger has its own."""
     if isinstance(node, Mapping):
         found = {name: versioned(value) for name, value in node.items()}
         target = node.get("_target_")
         if isinstance(target, str):
-            version = _version(target)
-            if version is not None:
-                found["_version_"] = version
+            found |= _versions(target)
         return found
     if isinstance(node, (list, tuple)):
         return [versioned(item) for item in node]
@@ -78,11 +77,13 @@ def versioned(node: Any) -> Any:
 
 
 @cache
-def _version(target: str) -> int | None:
-    if not target.startswith("backdoor_bench."):
-        return None
-    version = getattr(get_class(target), "version", None)
-    return version if isinstance(version, int) else None
+def _versions(target: str) -> dict[str, int]:
+    kind = get_object(target)
+    kinds = {"_version_": kind}
+    if isinstance(kind, type) and issubclass(kind, Attack):
+        kinds["_trigger_version_"] = get_type_hints(kind.trigger).get("return")
+    versions = {name: getattr(found, "version", None) for name, found in kinds.items()}
+    return {name: version for name, version in versions.items() if isinstance(version, int)}
 
 
 def normalise(value: Any) -> Any:
