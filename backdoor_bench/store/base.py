@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from filelock import FileLock
 from torch import Tensor
 
@@ -54,6 +56,8 @@ class Store:
 
     def load(self, kind: str, key: str) -> Stored | None:
         """The stored network, or None. A damaged one is said, set aside, and counts as not there."""
+        if not re.fullmatch(r"[\w-]+", key):  # it may come from a file: never a path to elsewhere
+            raise StoreError(f"'{key}' is no key; expected letters and digits, as records have it")
         folder = self.root / kind / key
         if not folder.is_dir():
             return None
@@ -62,12 +66,13 @@ class Store:
             if manifest.get("key") != key:
                 raise ValueError(f"it says it is {manifest.get('key')}")
             for name, digest in manifest["files"].items():
+                if Path(name).name != name:
+                    raise ValueError(f"it names a file elsewhere: {name}")
                 if files.sha256(folder / name) != digest:
                     raise ValueError(f"{name} does not match its checksum")
             tensors = {Path(name).stem: safetensors.torch.load_file(folder / name) for name in manifest["files"]}
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-            aside = files.set_aside(folder)
-            progress.say(f"{kind} {key} in the store is damaged ({error}); set aside as {aside.name}")
+        except (OSError, ValueError, KeyError, AttributeError, safetensors.SafetensorError) as error:
+            _set_aside(folder, f"{kind} {key} in the store is damaged ({error})")
             return None
         return Stored(tensors, manifest)
 
@@ -78,7 +83,8 @@ class Store:
             for stem, tensors in stored.tensors.items():
                 file = folder / f"{stem}.safetensors"
                 try:
-                    safetensors.torch.save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, file)
+                    safetensors.torch.save_file({name: _own(tensor) for name, tensor in tensors.items()}, file)
+                    file.chmod(folder.stat().st_mode & 0o666)  # safetensors makes it the user's alone
                 except safetensors.SafetensorError as error:
                     raise OSError(f"{error}") from error
                 digests[file.name] = files.sha256(file)
@@ -112,8 +118,7 @@ class Store:
             try:
                 found.append(files.read_json(path))
             except (OSError, ValueError) as error:
-                aside = files.set_aside(path)
-                progress.say(f"record {key}/{path.name} is damaged ({error}); set aside as {aside.name}")
+                _set_aside(path, f"record {key}/{path.name} is damaged ({error})")
         return found
 
     def add_record(self, key: str, record: Mapping[str, Any]) -> Path:
@@ -153,3 +158,15 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Row-major on the CPU, in memory of its own: safetensors refuses tensors that share theirs (tied weights)."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _set_aside(path: Path, what: str) -> None:
+    try:
+        progress.say(f"{what}; set aside as {files.set_aside(path).name}")
+    except OSError as error:  # another process did it first, or the store is read-only
+        progress.say(f"{what}; left where it is ({error.strerror})")

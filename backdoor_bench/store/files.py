@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def whole(target: Path, scratch: Path) -> Iterator[Path]:
 
 def cannot_write(target: Path, error: OSError) -> StoreError:
     """The message for a disk that is full or read-only."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors gives its reason in words alone.
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     return StoreError(
         f"cannot write {target}: {'the disk is full' if full else error.strerror or error}; no half file was left. "
         f"{'Free some space' if full else 'Check the permissions'}, or choose another place with store_dir=PATH"
@@ -66,7 +68,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,9 +85,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with a ``sha256`` over the rest. It notices damage, not malice."""
-    body = {key: item for key, item in value.items() if key != "sha256"}
+    """The mapping as JSON has it (NaN is null), with a ``sha256`` over the rest. It notices damage, not malice."""
+    body = {str(key): _plain(item) for key, item in value.items() if key != "sha256"}
     return {**body, "sha256": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+
+
+def _plain(value: Any) -> Any:
+    """What a JSON file gives back: keys as strings, tuples as lists, null for a number that is none."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256(path: Path) -> str:
