@@ -1,0 +1,252 @@
+"""UniBP, steps 2 to 4: re-align a throw-away copy with the suspect network's BatchNorm statistics on clean data, rank
+the BatchNorm affine entries by Fisher information, mask the largest ("UniBP: Toward Universal Backdoor Purification
+via Fine-Tuning", anonymous submission, Eqs. 1 to 4)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backdoor_bench.dataset import Batches
+from backdoor_bench.errors import ConfigError
+from backdoor_bench.model import anatomy
+from backdoor_bench.stage.base import TrainingStage
+from backdoor_bench.stage.masked_finetune import batch_size_of
+from backdoor_bench.stage.output import Mask, Reference
+from backdoor_bench.stage.ranking import largest
+from backdoor_bench.stage.view import DefenderView
+
+Statistics = tuple[Tensor, Tensor]
+"""Mean and variance of a layer's input, (channels,) each."""
+
+
+def bn_distance(
+    batch: Statistics, reference: Statistics, lam: float, second_moment: str = "variance", eps: float = 1e-5
+) -> Tensor:
+    """``L_BN(l) = ||mu - mu*||_2 + lambda * ||v - v*||_2`` (Eq. 1), a scalar; the reference is a constant.
+
+    Args:
+        batch: statistics of the batch, with their gradients.
+        reference: the suspect network's running statistics.
+        lam: the paper's lambda.
+        second_moment: ``variance``, or ``std`` for the square roots (the paper's Fig. 2).
+        eps: added under those square roots, as BatchNorm does.
+    """
+    (mean, variance), (mean_ref, variance_ref) = batch, reference
+    if second_moment == "std":
+        variance, variance_ref = (variance + eps).sqrt(), (variance_ref + eps).sqrt()
+    return torch.linalg.vector_norm(mean - mean_ref) + lam * torch.linalg.vector_norm(variance - variance_ref)
+
+
+def rectify_loss(ce: Tensor, distances: Sequence[Tensor], kind: str, weight: float = 1e-3) -> Tensor:
+    """Cross-entropy joined with the layers' distances of :func:`bn_distance`.
+
+    ``log``: ``CE + log(mean + 1e-6)`` (Eq. 2; without the 1e-6 in print), whose gradient does not depend on the scale
+    of the distance; ``linear``: ``CE + weight * sum`` (the authors' predecessor PBP); ``none``: CE.
+    """
+    if kind == "none":
+        return ce
+    together = torch.stack(list(distances))
+    return ce + ((together.mean() + 1e-6).log() if kind == "log" else weight * together.sum())
+
+
+def budget(k_mode: str, k: float, bn_entries: int, all_entries: int, least: int = 1) -> int:
+    """K, how many BatchNorm affine entries are pruned: a share of them, a share of all parameters, or a count.
+
+    Raises:
+        ConfigError: K is more than there are, or below ``least`` (a whole channel has two entries).
+    """
+    count = int({"ratio_bn": k * bn_entries, "ratio_all": k * all_entries, "count": k}[k_mode] + 1e-6)
+    if not least <= count <= bn_entries:
+        raise ConfigError(
+            f"k={k} with k_mode={k_mode} asks for {count} of {bn_entries} BatchNorm affine entries; "
+            f"expected at least {least}, e.g. k=0.05 of k_mode=ratio_bn, or k=4e-5 of k_mode=ratio_all"
+        )
+    return count
+
+
+def top_k(
+    scores: Mapping[str, Statistics],
+    count: int,
+    unit: str = "entry",
+    order: str = "top",
+    max_frac_per_layer: float = 1.0,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Which gammas and betas are pruned: all layers ranked together, exactly ``count`` entries (Eq. 4).
+
+    The paper's strict ``score < tau`` would keep fewer on ties; here the first of equal entries are taken.
+
+    Args:
+        scores: layer to Fisher scores of its gammas and of its betas, (channels,) each.
+        count: entries to prune.
+        unit: ``entry``; or ``channel``, which adds the two scores of a channel and prunes both, in ``count // 2``
+            channels.
+        order: prune the ``top`` or the ``bottom`` scores.
+        max_frac_per_layer: no more than this fraction of a layer's entries; where it binds, the next best of other
+            layers follow, and fewer than ``count`` are pruned when all layers are full.
+
+    Returns:
+        Layer to two bool tensors, True where pruned.
+    """
+    pairs = {name: torch.stack(pair) for name, pair in scores.items()}
+    if unit == "channel":
+        pairs, count = {name: pair.sum(0, keepdim=True) for name, pair in pairs.items()}, count // 2
+    sign = 1 if order == "top" else -1
+    ranks = {name: (sign * pair).flatten().float() for name, pair in pairs.items()}
+    caps = {name: int(max_frac_per_layer * len(values) + 1e-6) for name, values in ranks.items()}
+    allowed = {name: largest(values, caps[name]) for name, values in ranks.items()}
+    flat = torch.cat([values.where(allowed[name], -torch.inf) for name, values in ranks.items()])
+    chosen = largest(flat, min(count, sum(caps.values())))
+    parts = chosen.split([len(values) for values in ranks.values()])
+    return {
+        name: tuple(part.view_as(pair).expand(2, -1).clone())  # type: ignore[misc]
+        for (name, pair), part in zip(pairs.items(), parts, strict=True)
+    }
+
+
+@contextmanager
+def input_statistics(layers: Mapping[str, nn.BatchNorm2d]) -> Iterator[dict[str, Statistics]]:
+    """Inside the block, each forward leaves the batch mean and unbiased variance of every layer's input over N, H, W.
+
+    Float32 whatever the autocast, with gradients through both; unbiased, because running variances are.
+    """
+    seen: dict[str, Statistics] = {}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3))
+            seen[name] = (mean, variance)
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class BNFisher(TrainingStage):
+    """Rectify a copy of the Reference (without one: of the network), score its BN affine entries, mask the largest.
+
+    The distance compares the copy's batch statistics with the running statistics of the *network*, which is untouched.
+    The score of an entry is the mean over mini-batches of its squared gradient of the rectifying loss, after the
+    rectifying epochs, in train mode (Eq. 3; per batch, since the distance is a functional of the batch).
+
+    Args:
+        k, k_mode: see :func:`budget`. The paper's K is a share of all parameters that fits PreActResNet18 only; 5 % of
+            the BN affine entries is the same number there (339) and carries over.
+        bn_loss, bn_weight: see :func:`rectify_loss`.
+        lam, bn_second_moment: see :func:`bn_distance`.
+        unit, order, max_frac_per_layer: see :func:`top_k`.
+        rectify_params: train ``all`` parameters of the copy, or ``bn_only``: its gammas and betas.
+        batch_size: images per step; None: by the clean ratio, see :func:`masked_finetune.batch_size_of`.
+        training: ``epochs`` (of rectifying; the paper names none), ``optimizer``, ``scheduler``.
+    """
+
+    layers: dict[str, nn.BatchNorm2d]
+    reference: dict[str, Statistics]
+
+    def __init__(
+        self,
+        k: float = 0.05,
+        k_mode: Literal["ratio_bn", "ratio_all", "count"] = "ratio_bn",
+        bn_loss: Literal["log", "linear", "none"] = "log",
+        bn_weight: float = 1e-3,
+        lam: float = 0.05,
+        bn_second_moment: Literal["variance", "std"] = "variance",
+        unit: Literal["entry", "channel"] = "entry",
+        order: Literal["top", "bottom"] = "top",
+        max_frac_per_layer: float = 1.0,
+        rectify_params: Literal["all", "bn_only"] = "all",
+        batch_size: int | None = None,
+        **training: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size or 0, **training)
+        for name, value, known in (
+            ("k_mode", k_mode, ("ratio_bn", "ratio_all", "count")),
+            ("bn_loss", bn_loss, ("log", "linear", "none")),
+            ("bn_second_moment", bn_second_moment, ("variance", "std")),
+            ("unit", unit, ("entry", "channel")),
+            ("order", order, ("top", "bottom")),
+            ("rectify_params", rectify_params, ("all", "bn_only")),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name}={value}: expected {' or '.join(known)}")
+        if not 0 < max_frac_per_layer <= 1:
+            raise ConfigError(f"max_frac_per_layer={max_frac_per_layer}: expected a fraction in (0, 1]")
+        self.k, self.k_mode, self.bn_loss, self.bn_weight = k, k_mode, bn_loss, bn_weight
+        self.lam, self.bn_second_moment, self.unit, self.order = lam, bn_second_moment, unit, order
+        self.max_frac_per_layer, self.rectify_params = max_frac_per_layer, rectify_params
+        self.wanted_batch_size = batch_size
+
+    def check(self, network: nn.Module, view: DefenderView) -> None:
+        self._budget(network)
+
+    def run(self, network: nn.Module, view: DefenderView, reference: Reference | None = None) -> Mask:
+        self.reference = {
+            name: (layer.running_mean.clone(), layer.running_var.clone())  # type: ignore[union-attr]
+            for name, layer in anatomy.batch_norms(network).items()
+        }
+        twin = copy.deepcopy(network if reference is None else reference.network)
+        self.layers = anatomy.batch_norms(twin)
+        self.batch_size = self.wanted_batch_size or batch_size_of(view.clean_ratio)
+        history = self.train_network(twin, view)
+        scores = self.fisher(twin, view)
+        pruned = top_k(scores, self._budget(network), self.unit, self.order, self.max_frac_per_layer)
+        del self.layers, self.reference
+        mask = {
+            f"{name}.{part}": entries
+            for name, pair in pruned.items()
+            for part, entries in zip(("weight", "bias"), pair, strict=True)
+        }
+        report: dict[str, Any] = {"rectify_loss": history.loss[-1] if history.loss else None}
+        report |= {"entries": sum(2 * len(pair[0]) for pair in pruned.values()), "pruned": Mask(mask).count}
+        counts = torch.stack([torch.stack(pair).sum() for pair in pruned.values()]).tolist()
+        report |= {f"pruned.{name}": count for name, count in zip(pruned, counts, strict=True) if count}
+        return Mask(mask, report=report)
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with input_statistics(self.layers) as seen:
+            ce = F.cross_entropy(self.network(images), labels)
+        distances = [
+            bn_distance(seen[name], self.reference[name], self.lam, self.bn_second_moment, layer.eps)
+            for name, layer in self.layers.items()
+        ]
+        return rectify_loss(ce, distances, self.bn_loss, self.bn_weight)
+
+    def trained_parameters(self) -> Iterable[nn.Parameter]:
+        return self.network.parameters() if self.rectify_params == "all" else self._affine()
+
+    def fisher(self, twin: nn.Module, view: DefenderView) -> dict[str, Statistics]:
+        """Mean over one epoch's mini-batches of the squared batch gradient, per layer for gammas and for betas."""
+        affine = self._affine()
+        totals = [torch.zeros_like(parameter) for parameter in affine]
+        batches = Batches(view.train, self.batch_size, view.generator("fisher"))
+        self.network, self.view = twin, view
+        self._augmentation_draws = view.generator("fisher augmentation", view.device)
+        twin.train()
+        for batch in batches:
+            with view.numerics.autocast():
+                loss = self.training_step(batch, 0)
+            gradients = torch.autograd.grad(loss, affine, allow_unused=True, materialize_grads=True)
+            torch._foreach_addcmul_(totals, gradients, gradients, value=1 / len(batches))
+        twin.eval()
+        del self.network
+        return dict(zip(self.layers, zip(totals[::2], totals[1::2], strict=True), strict=True))
+
+    def _affine(self) -> list[nn.Parameter]:
+        """Gamma, beta, gamma, beta, ... in the order of the layers."""
+        return [parameter for layer in self.layers.values() for parameter in (layer.weight, layer.bias)]
+
+    def _budget(self, network: nn.Module) -> int:
+        affine = sum(2 * layer.num_features for layer in anatomy.batch_norms(network).values())
+        everything = sum(parameter.numel() for parameter in network.parameters())
+        return budget(self.k_mode, self.k, affine, everything, least=2 if self.unit == "channel" else 1)
