@@ -83,7 +83,10 @@ def load_network(victim: Stored, stored: Stored, numerics: Numerics, trust: Sequ
     node = victim.manifest["config"]["model"]
     network = trusted_instance(node, Network, trust, num_classes=victim.manifest["num_classes"])
     addition.restore(network, stored.manifest.get("additions", []), trust)
-    network.load_state_dict(dict(stored.tensors["network"]))
+    try:
+        network.load_state_dict(dict(stored.tensors["network"]))
+    except (KeyError, RuntimeError) as error:
+        raise StoreError(f"the tensors of {stored.manifest['key']} do not fit its configuration: {error}") from error
     return numerics.place(network).eval()
 
 
@@ -92,6 +95,8 @@ def _evaluator(victim: Stored, numerics: Numerics, data_dir: str | None, trust: 
     node: Mapping[str, Any] = dict(manifest["config"]["dataset"])
     if data_dir is not None and "data_dir" in node:
         node = {**node, "data_dir": data_dir}
+    if "download" in node:  # not for a stored file to decide
+        node = {**node, "download": False}
     data = trusted_instance(node, Dataset, trust, nested=Augmentation).load()
     if data.manifest.test_sha256 != manifest["test_sha256"]:
         raise StoreError(
