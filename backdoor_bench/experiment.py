@@ -38,7 +38,7 @@ def run(config: Mapping[str, Any], bench: Bench) -> Outcome:
     plan = bench.plan(config)
     with bench.store.claim(f"run-{plan.key}"):
         record = bench.store.record(plan.key)
-        if record is not None and not config["force"]:
+        if record is not None and not config["force"] and not _lacks_purified(plan, bench):
             progress.say(f"found in the store: run {plan.key} (force=true runs it again)")
             return Outcome(record, str(bench.store.root / "runs" / plan.key), True)
         started = time.time()
@@ -53,6 +53,12 @@ def run(config: Mapping[str, Any], bench: Bench) -> Outcome:
         record["seconds"] = time.time() - started
         path = bench.store.add_record(plan.key, record)
         return Outcome(record, str(path), False)
+
+
+def _lacks_purified(plan: Plan, bench: Bench) -> bool:
+    """Whether a purified network is asked for that an earlier attempt did not keep."""
+    wanted = plan.config["save_purified"] and plan.config.get("defense") is not None
+    return wanted and bench.store.load("purified", plan.key) is None
 
 
 def experiment(plan: Plan, bench: Bench) -> dict[str, Any]:
@@ -85,13 +91,14 @@ def purify(
     """Run the defense on a copy of the victim; measure copies of what each stage leaves."""
     defense: Defense = configuration.make(plan.config["defense"])
     view, measured["clean"] = defender_view(plan, data, victim, defense)
-    network, last = deepcopy(victim.network), victim.measurement
+    network, last, changed = deepcopy(victim.network), victim.measurement, False
     stages = list(defense.stages)
     for result in defense.run(network, view):
         final = result.name == stages[-1]
         wanted = final or plan.config["measure_stages"]
-        if result.changed and wanted:
-            last = evaluator.measure(deepcopy(result.network))
+        changed |= result.changed
+        if changed and wanted:
+            last, changed = evaluator.measure(deepcopy(result.network)), False
         measured["stages"].append(
             {
                 "name": result.name,

@@ -1,0 +1,44 @@
+"""What a record says at the end is what the purified network does, also where measuring or keeping was skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from backdoor_bench import experiment
+from backdoor_bench.bench import Bench
+from backdoor_bench.store import Store
+
+SKIP_LAST = "+defense.stages.last={_target_: backdoor_bench.stage.skip.Skip}"
+
+
+def test_the_end_is_measured_also_if_the_last_stage_changed_nothing(
+    compose: Callable[..., dict[str, Any]], tmp_path
+) -> None:
+    bench = Bench(Store(tmp_path))
+    often, once = (
+        experiment.run(
+            compose("+attack=badnet", "+defense=ft", SKIP_LAST, "force=true", f"measure_stages={each}"), bench
+        )
+        for each in ("true", "false")
+    )
+    assert often.record["acc"] != often.record["before"]["acc"]
+    for name in ("acc", "asr", "ra", "der"):
+        assert once.record[name] == often.record[name]
+    assert [stage["changed"] for stage in once.record["stages"]] == [True, False]
+    assert "acc" not in once.record["stages"][0]
+
+
+def test_a_run_is_done_again_if_its_purified_network_was_not_kept(
+    compose: Callable[..., dict[str, Any]], tmp_path
+) -> None:
+    bench = Bench(Store(tmp_path))
+    config = compose("+attack=badnet", "+defense=ft")
+    first = experiment.run(config, bench)
+    assert experiment.run(config, bench).found
+    kept = experiment.run({**config, "save_purified": True}, bench)
+    assert not kept.found
+    assert kept.record["acc"] == first.record["acc"]
+    assert bench.store.load("purified", kept.record["key"]) is not None
+    assert experiment.run({**config, "save_purified": True}, bench).found
+    assert len(bench.store.attempts(kept.record["key"])) == 2
