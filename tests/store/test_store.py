@@ -135,12 +135,15 @@ def test_damage_that_cannot_be_set_aside_is_said(store: Store, folder: Path, cap
     assert "left where it is (Read-only file system)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", ["", ".", "..", "../victims", "/etc", f"{KEY}/..", f"{KEY}.damaged-1"])
-def test_a_key_is_never_a_path(store: Store, folder: Path, key: str) -> None:
-    """It may come from a manifest, and what it names would be set aside as damaged."""
+@pytest.mark.parametrize("key", ["", ".", "..", "../victims", "PRECIOUS", f"{KEY}/..", f"{KEY}.damaged-1"])
+def test_a_key_is_never_a_path(store: Store, folder: Path, tmp_path: Path, key: str) -> None:
+    """It may come from a manifest, and what it names would be set aside as damaged, so only paths of our own here."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
     with pytest.raises(StoreError, match="is no key"):
-        store.load("victims", key)
+        store.load("victims", key.replace("PRECIOUS", str(precious)))
     assert folder.is_dir()
+    assert precious.is_dir()
 
 
 def test_a_key_that_is_not_there(store: Store) -> None:
