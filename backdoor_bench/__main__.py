@@ -56,6 +56,7 @@ def job(config: DictConfig) -> None:
     outcome["seconds"] = time.monotonic() - started
     _outcomes.append(outcome)
     if multirun:
+        outcome["multirun"] = hydra_config.sweep.dir
         _note(Path(hydra_config.runtime.output_dir), outcome)
 
 
@@ -90,19 +91,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _outcomes.clear()
     _constants.clear()
     _constants.update(given)
-    conf = configuration.directory()
+    conf, sweeps = configuration.directory(), configuration.directory("multirun_sweeps")
     try:
-        ready = overrides.prepare(given, conf)
+        ready = overrides.prepare(given, conf, sweeps)
     except BenchError as error:
         explain(error)
         return 1
+    if not any(argument.startswith("hydra.searchpath=") for argument in ready):
+        # Beside the other overrides: argparse takes them in one group only.
+        first = next((n for n, argument in enumerate(ready) if "=" in argument and not argument.startswith("-")), 0)
+        ready.insert(first, f"hydra.searchpath=[file://{sweeps}]")
     command = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)
     before, sys.argv = sys.argv, [sys.argv[0], *ready]
     try:
         command()
     finally:
         sys.argv = before
-    if "-m" in ready or "--multirun" in ready:
+    if any("multirun" in outcome for outcome in _outcomes):
         table.print_jobs(_outcomes)
     return int(any(outcome["status"] != "ok" for outcome in _outcomes))
 

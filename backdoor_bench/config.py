@@ -10,7 +10,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from backdoor_bench.errors import ConfigError
+from backdoor_bench.errors import BenchError, ConfigError
 from backdoor_bench.training import Recipe
 
 HERE = Path(__file__).resolve().parent
@@ -53,7 +53,7 @@ def make(node: dict[str, Any], **extra: Any) -> Any:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, ConfigError):
+        if isinstance(cause, BenchError):
             raise cause from None
         if isinstance(cause, (TypeError, ValueError)):
             raise ConfigError(f"{node.get('_target_')}: {cause}") from error

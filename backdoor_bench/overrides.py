@@ -13,19 +13,19 @@ from hydra.errors import HydraException
 from backdoor_bench.errors import ConfigError, unknown
 
 
-def prepare(arguments: Sequence[str], conf: Path) -> list[str]:
+def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
     """The arguments to give to Hydra.
 
-    Group choices that do not exist and misspelt groups are refused with close matches. In a multirun, a constant
-    under a swept group (``-m +attack=a,b attack.target_label=1``) becomes ``choice(...)``: Hydra applies constants
-    before the swept groups exist, and would refuse it.
+    ``places`` are the folders of configuration groups. Group choices that do not exist and misspelt groups are refused
+    with close matches. In a multirun, a constant under a swept group (``-m +attack=a,b attack.target_label=1``)
+    becomes ``choice(...)``: Hydra applies constants before the swept groups exist, and would refuse it.
 
     Raises:
         ConfigError: an unknown name.
     """
     flags = [argument for argument in arguments if argument.startswith("-") and "=" not in argument]
     multirun = "-m" in flags or "--multirun" in flags
-    folders = [conf, *_extra_folders(arguments)]
+    folders = [*places, *_extra_folders(arguments)]
     parser = OverridesParser.create()
     parsed: list[Override | None] = []
     for position, argument in enumerate(arguments):

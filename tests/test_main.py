@@ -82,7 +82,7 @@ def test_multirun_sweeps_a_stage_for_an_ablation(folder) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["+attack=badnett"], "Did you mean badnet?"),
+        (["+attack=badnett"], "Did you mean badnet or wanet?"),
         (["+attack=badnet", "attack.target_label=12"], "attack.target_label=12: the data set has classes 0 to 9"),
         (["+attack=badnet", "+defense=ft", "spc=2", "clean_ratio=0.1"], "both spc=2 and clean_ratio=0.1 are given"),
         (["dataset=cifar10", "data_dir=nowhere"], "nowhere"),

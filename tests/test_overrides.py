@@ -41,7 +41,7 @@ def test_everything_else_is_left_alone(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("+attack=badnett", r"unknown attack 'badnett'\. Did you mean badnet\? Known: .*wanet"),
+        ("+attack=badnett", r"unknown attack 'badnett'\. Did you mean badnet or wanet\? Known: .*wanet"),
         ("+attack=badnet,wannet", r"unknown attack 'wannet'\. Did you mean wanet"),
         ("+defense=unibpp", r"unknown defense 'unibpp'\. Did you mean unibp"),
         ("dataset=cifr10", r"unknown dataset 'cifr10'\. Did you mean cifar10"),
