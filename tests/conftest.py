@@ -21,6 +21,25 @@ from backdoor_bench.training import Recipe
 
 CLASSES = 4
 
+# Lengths at which every stage of every method still does its work, for the runs that `compose` makes.
+SHORT = {
+    "anp_iterations": 4,
+    "anp_batch_size": 16,
+    "combat_clean_epochs": 1,
+    "combat_generator_epochs": 1,
+    "combat_generator_width": 2,
+    "finetune_epochs": 1,
+    "gradprune_epochs": 1,
+    "gradprune_rounds": 2,
+    "inversion_epochs": 2,
+    "inversion_images": 10,
+    "tsbd_epochs": 1,
+    "tsbd_unlearn_epochs": 2,
+    "unibp_epochs": 1,
+    "unibp_rectify_epochs": 1,
+    "unit_steps": 2,
+}
+
 # Results must not depend on the machine's cores, and tests of several processes share them.
 torch.set_num_threads(1)
 
@@ -94,7 +113,7 @@ def compose(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     One epoch of a width-2 network on the CPU, in a store of the test's own; what the test says comes last and wins.
     """
     small = ["recipe.epochs=1", "recipe.width=2", "device=cpu", "trainer.precision=32-true"]
-    small += ["++preset.lengths.finetune_epochs=1"]
+    small += [f"++preset.lengths.{name}={value}" for name, value in SHORT.items()]
 
     def make(*overrides: str) -> dict[str, Any]:
         with hydra.initialize_config_dir(str(backdoor_bench.config.directory()), version_base="1.3"):

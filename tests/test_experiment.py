@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -142,7 +143,8 @@ def test_use_validation_train_gives_the_defense_all_its_images(compose, store) -
     defense = configuration.make(plan.config["defense"])
     view, facts = experiment.defender_view(plan, data, bench.victim(plan, data), defense)
     held = bench.plan(compose("+attack=badnet", "+defense=ft"))
-    other, other_facts = experiment.defender_view(held, data, bench.victim(plan, data), defense)
+    holding = configuration.make(held.config["defense"])
+    other, other_facts = experiment.defender_view(held, data, bench.victim(held, data), holding)
     assert facts["train"] == other_facts["train"] + other_facts["validation"]
     assert facts["validation"] == 0 == len(view.validation)
     assert held.key != plan.key
@@ -160,7 +162,7 @@ def test_the_record_says_what_was_run_and_measured(compose, store) -> None:
     assert [stage["name"] for stage in record["stages"]] == ["finetune"]
     assert record["stages"][-1]["acc"] == record["acc"]
     assert record["weak_attack"] == (record["before"]["asr"] < 0.5)
-    assert record["environment"]["torch"] == torch.__version__
+    assert record["environment"]["torch"] == importlib.metadata.version("torch")
     assert record["clean"]["train"] + record["clean"]["validation"] == round(0.05 * 1442)
     assert Path(record["purified"]).is_dir()
     again = experiment.run(config, Bench(store))
