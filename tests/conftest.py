@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,14 +110,15 @@ def defender_view(image_set: ImageSet, numerics: Numerics) -> DefenderView:
 def compose(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """A composed, resolved configuration of a tiny digits run: ``compose("+attack=badnet", "seed=1")``.
 
-    One epoch of a width-2 network on the CPU, in a store of the test's own; what the test says comes last and wins.
+    One epoch of a width-2 network on the CPU, in a store of the test's own, methods at SHORT lengths (``lengths={}``:
+    as configured); what the test says comes last and wins.
     """
     small = ["recipe.epochs=1", "recipe.width=2", "device=cpu", "trainer.precision=32-true"]
-    small += [f"++preset.lengths.{name}={value}" for name, value in SHORT.items()]
 
-    def make(*overrides: str) -> dict[str, Any]:
+    def make(*overrides: str, lengths: Mapping[str, int] = SHORT) -> dict[str, Any]:
+        shortened = [f"++preset.lengths.{name}={value}" for name, value in lengths.items()]
         with hydra.initialize_config_dir(str(backdoor_bench.config.directory()), version_base="1.3"):
-            config = hydra.compose("config", [f"store_dir={tmp_path / 'store'}", *small, *overrides])
+            config = hydra.compose("config", [f"store_dir={tmp_path / 'store'}", *small, *shortened, *overrides])
         return backdoor_bench.config.plain(config)
 
     return make

@@ -34,7 +34,7 @@ def test_masks_a_copy_then_prunes_gammas_alone(
 def test_the_two_published_settings(compose: Compose) -> None:
     for stage, rate, batch in (("adversarial_mask", 0.01, 256), ("adversarial_mask_official", 0.2, 128)):
         # Of CIFAR-10, whose recipe names no lengths of its own.
-        chosen = compose("dataset=cifar10", f"stage@defense.stages.mask={stage}", "+defense=anp")
+        chosen = compose("dataset=cifar10", f"stage@defense.stages.mask={stage}", "+defense=anp", lengths={})
         mask = chosen["defense"]["stages"]["mask"]
         assert (mask["optimizer"]["lr"], mask["batch_size"], mask["iterations"]) == (rate, batch, 2000)
 

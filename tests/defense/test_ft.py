@@ -27,7 +27,7 @@ def test_is_one_stage_that_changes_the_network(
 
 def test_the_published_length_and_rate(compose: Compose) -> None:
     # Of CIFAR-10, whose recipe names no lengths of its own.
-    node = compose("dataset=cifar10", "++preset.lengths.finetune_epochs=null", "+defense=ft")["defense"]
+    node = compose("dataset=cifar10", "+defense=ft", lengths={})["defense"]
     finetune = node["stages"]["finetune"]
     assert (node["epochs"], finetune["epochs"], finetune["batch_size"]) == (100, 100, 256)
     assert (finetune["optimizer"]["lr"], finetune["scheduler"]["T_max"]) == (0.01, 100)

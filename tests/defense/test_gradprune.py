@@ -15,14 +15,14 @@ from backdoor_bench.stage import DefenderView, InvertedTrigger, Mask
 
 Compose = Callable[..., dict[str, Any]]
 SHORT = (
-    "+preset.lengths.inversion_epochs=2",
-    "+preset.lengths.gradprune_rounds=2",
-    "+preset.lengths.gradprune_epochs=1",
+    "++preset.lengths.inversion_epochs=2",
+    "++preset.lengths.gradprune_rounds=2",
+    "++preset.lengths.gradprune_epochs=1",
 )
 
 
 def test_the_published_numbers(compose: Compose) -> None:
-    stages = compose("+defense=gradprune", "preset=published")["defense"]["stages"]
+    stages = compose("+defense=gradprune", "preset=published", lengths={})["defense"]["stages"]
     assert (stages["trigger"]["epochs"], stages["trigger"]["max_images"]) == (80, None)
     assert (stages["prune"]["alpha"], stages["prune"]["patience"], stages["prune"]["max_rounds"]) == (0.1, 10, None)
     assert stages["finetune"]["epochs"] == 100
@@ -30,7 +30,7 @@ def test_the_published_numbers(compose: Compose) -> None:
 
 
 def test_the_length_is_the_defenses(compose: Compose) -> None:
-    node = compose("+defense=gradprune", "defense.epochs=7", "++recipe.lengths.inversion_images=16")["defense"]
+    node = compose("+defense=gradprune", "defense.epochs=7", "++preset.lengths.inversion_images=16")["defense"]
     assert node["stages"]["finetune"]["epochs"] == 7
     assert node["stages"]["trigger"]["max_images"] == 16
 

@@ -13,7 +13,7 @@ from backdoor_bench.errors import ConfigError, IncompatibleError
 from backdoor_bench.stage import DefenderView
 
 Compose = Callable[..., dict[str, Any]]
-SHORT = ("+defense=tsbd", "defense.epochs=2", "++recipe.lengths.tsbd_unlearn_epochs=2")
+SHORT = ("+defense=tsbd", "defense.epochs=2", "++preset.lengths.tsbd_unlearn_epochs=2")
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def tsbd(compose: Compose) -> Callable[..., Defense]:
 
 def test_the_published_values(compose: Compose) -> None:
     # Of CIFAR-10, whose recipe names no lengths of its own.
-    stages = compose("dataset=cifar10", "+defense=tsbd")["defense"]["stages"]
+    stages = compose("dataset=cifar10", "+defense=tsbd", lengths={})["defense"]["stages"]
     assert list(stages) == ["unlearn", "reinitialise", "activeness_finetune"]
     unlearn, tuning = stages["unlearn"], stages["activeness_finetune"]
     assert (unlearn["epochs"], unlearn["batch_size"], unlearn["stop_accuracy"]) == (1000, 256, 0.1)

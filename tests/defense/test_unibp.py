@@ -13,7 +13,7 @@ from backdoor_bench.errors import IncompatibleError
 from backdoor_bench.stage import DefenderView, Mask
 
 Compose = Callable[..., dict[str, Any]]
-SHORT = ("+defense=unibp", "defense.epochs=2", "++recipe.lengths.unibp_rectify_epochs=1")
+SHORT = ("+defense=unibp", "defense.epochs=2", "++preset.lengths.unibp_rectify_epochs=1")
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def unibp(compose: Compose) -> Callable[..., Defense]:
 
 def test_the_published_values(compose: Compose) -> None:
     # Of CIFAR-10, whose recipe names no lengths of its own.
-    stages = compose("dataset=cifar10", "+defense=unibp")["defense"]["stages"]
+    stages = compose("dataset=cifar10", "+defense=unibp", lengths={})["defense"]["stages"]
     assert list(stages) == ["reset", "mask", "prune", "masked_finetune"]
     assert (stages["reset"]["gamma"], stages["reset"]["beta"]) == (1, 0)
     assert (stages["mask"]["lam"], stages["mask"]["k"], stages["mask"]["epochs"]) == (0.05, 0.05, 1)

@@ -14,7 +14,7 @@ from backdoor_bench.stage import Bounds, DefenderView
 from backdoor_bench.stage.clip import Clip
 
 Compose = Callable[..., dict[str, Any]]
-SHORT = ("+defense=unit", "+preset.lengths.unit_steps=2")
+SHORT = ("+defense=unit",)
 
 
 def clips(network: nn.Module) -> dict[str, Clip]:
@@ -22,7 +22,7 @@ def clips(network: nn.Module) -> dict[str, Clip]:
 
 
 def test_the_published_numbers(compose: Compose) -> None:
-    node = compose("+defense=unit", "recipe.lengths={}", "preset=published")["defense"]
+    node = compose("+defense=unit", "preset=published", lengths={})["defense"]
     assert node["stages"]["bound"]["z"] == 4
     tighten = node["stages"]["tighten"]
     assert (tighten["steps"], tighten["eps"], tighten["alpha"]) == (300, 0.02, 1e-3)
