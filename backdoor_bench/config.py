@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor_bench.errors import BenchError, ConfigError
-from backdoor_bench.training import Recipe
+
+if TYPE_CHECKING:
+    from backdoor_bench.training import Recipe
 
 HERE = Path(__file__).resolve().parent
 
@@ -62,6 +64,8 @@ def make(node: dict[str, Any], **extra: Any) -> Any:
 
 def make_recipe(node: dict[str, Any]) -> Recipe:
     """The training part of ``conf/recipe``; ``width`` and ``lengths`` are read by interpolation elsewhere."""
+    from backdoor_bench.training import Recipe  # seconds of imports that a misspelt name need not wait for
+
     known = {"_target_", *(field.name for field in fields(Recipe))}
     recipe = make({key: value for key, value in node.items() if key in known})
     assert isinstance(recipe, Recipe)
