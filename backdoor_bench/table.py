@@ -68,7 +68,7 @@ def print_jobs(jobs: Sequence[Record], console: Console | None = None) -> None:
     failed = sum(job["status"] != "ok" for job in jobs)
     console.print(f"{len(jobs)} jobs, {failed} failed" if failed else f"{len(jobs)} jobs", style="bold")
     table = Table()
-    table.add_column("job", overflow="fold")
+    table.add_column("job", no_wrap=True)
     for name in ("ACC %", "ASR %", "RA %", "DER %", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
