@@ -79,6 +79,21 @@ def test_multirun_sweeps_a_stage_for_an_ablation(folder) -> None:
     assert "finetune=skip" in done.stdout
 
 
+def test_a_purified_network_is_measured_again_in_a_fresh_process(folder) -> None:
+    """UNIT's bounds are part of it; ACC, ASR and RA come out exactly as recorded."""
+    short = ("defense.epochs=2", "save_purified=true")
+    done = command(folder, "+attack=badnet", "+defense=unit", *short, *TINY)
+    assert done.returncode == 0, done.stderr
+    (saved,) = (folder / "store" / "purified").iterdir()
+    again = subprocess.run(
+        [sys.executable, "-m", "backdoor_bench.remeasure", saved.name],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "agrees: largest difference 0.000 points in the recorded setting" in again.stderr
+    assert again.stdout.count("recorded") == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
