@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 10.0
 @contextmanager
 def track(title: str, total: int, unit: str = "epoch") -> Iterator[Advance]:
     """Show the progress of ``total`` units of work inside the block."""
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
         with Progress(*columns, console=console, transient=True) as bars:

@@ -14,7 +14,9 @@ from backdoor_bench import progress
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a person at a terminal gets."""
     written = io.StringIO()
-    monkeypatch.setattr(progress, "console", Console(file=written, force_terminal=True, width=100, highlight=False))
+    kind = {"TERM": "xterm"}  # whatever the tests themselves run in
+    console = Console(file=written, force_terminal=True, width=100, highlight=False, _environ=kind)
+    monkeypatch.setattr(progress, "console", console)
     return written
 
 
@@ -72,3 +74,13 @@ def test_a_message_is_one_line_on_stderr_as_it_is(capsys) -> None:
     message = "cannot write [/tmp/x]: " + "long " * 40 + "[bold]end"
     progress.say(message)
     assert capsys.readouterr() == ("", message + "\n")
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=100, highlight=False, _environ={"TERM": "dumb"})
+    monkeypatch.setattr(progress, "console", console)
+    with progress.track("train", 2) as advance:
+        clock[0] = 11.0
+        advance("loss 1")
+    assert written.getvalue() == "train: epoch 1/2, 11 s loss 1\n"
