@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from backdoor_bench.errors import BenchError, ConfigError
+from backdoor_bench.errors import BenchError, ConfigError, root_cause
 
 if TYPE_CHECKING:
     from backdoor_bench.training import Recipe
@@ -51,10 +51,8 @@ def make(node: dict[str, Any], **extra: Any) -> Any:
     """Instantiate a node of the user's own configuration; nested nodes first, containers as plain Python."""
     try:
         return instantiate(node, _convert_="all", **extra)
-    except Exception as error:  # Hydra wraps whatever the constructor raised
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+    except Exception as error:
+        cause = root_cause(error)
         if isinstance(cause, BenchError):
             raise cause from None
         if isinstance(cause, (TypeError, ValueError)):

@@ -40,3 +40,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return ConfigError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(known)}.")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What was raised first: Hydra wraps whatever a constructor raised."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from hydra.utils import instantiate
 
-from backdoor_bench.errors import BenchError, UntrustedError
+from backdoor_bench.errors import BenchError, UntrustedError, root_cause
 
 T = TypeVar("T")
 
@@ -61,10 +61,8 @@ def trusted_instance(
         trusted_class(inner, nested, packages)
     try:
         made = instantiate(dict(node), _convert_="all", **extra)
-    except Exception as error:  # Hydra wraps whatever the constructor raised
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+    except Exception as error:
+        cause = root_cause(error)
         if isinstance(cause, BenchError):
             raise cause from None
         raise UntrustedError(f"a stored configuration does not fit {kind.__name__} as it is here: {cause}") from error

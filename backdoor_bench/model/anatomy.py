@@ -64,7 +64,7 @@ def capture(network: nn.Module, module: nn.Module, images: Tensor, where: str = 
 
 def conv_bn_pairs(network: nn.Module) -> dict[str, str]:
     """``{bn name: conv name}`` for every BatchNorm2d whose input is a convolution's output, from the traced graph."""
-    graph = _trace(network)
+    graph = trace(network)
     modules = dict(network.named_modules())
     pairs = {}
     for node in graph.nodes:
@@ -76,7 +76,12 @@ def conv_bn_pairs(network: nn.Module) -> dict[str, str]:
     return pairs
 
 
-def _trace(network: nn.Module) -> fx.Graph:
+def trace(network: nn.Module) -> fx.Graph:
+    """The graph of the forward pass.
+
+    Raises:
+        IncompatibleError: torch.fx cannot follow it.
+    """
     try:
         return fx.Tracer().trace(network)
     except Exception as error:  # fx raises many kinds; each means the same thing here

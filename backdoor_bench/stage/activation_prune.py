@@ -96,7 +96,7 @@ def positions_per_channel(network: nn.Module, head: nn.Module, images: Tensor) -
 
 def module_behind(network: nn.Module, head: str) -> nn.Module:
     """What the network does with the output of its module ``head``, as a module of its own that shares the weights."""
-    graph, copy, known = anatomy._trace(network), fx.Graph(), dict[fx.Node, fx.Node]()
+    graph, copy, known = anatomy.trace(network), fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.nodes:
         if node.op == "call_module" and node.target == head:
             known = {node: copy.placeholder("outputs")}

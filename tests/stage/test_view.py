@@ -1,0 +1,33 @@
+"""What a defender has: drawn numbers of its own, and nothing of the attacker's."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+import torch
+
+from backdoor_bench.stage import DefenderView
+
+
+def draw(view: DefenderView, name: str = "x") -> torch.Tensor:
+    return torch.rand(4, generator=view.generator(name))
+
+
+def test_every_stage_purpose_and_repetition_has_its_own_numbers(defender_view: DefenderView) -> None:
+    first = draw(defender_view.for_stage("mask"))
+    assert torch.equal(first, draw(defender_view.for_stage("mask")))
+    assert not torch.equal(first, draw(defender_view.for_stage("prune")))
+    assert not torch.equal(first, draw(defender_view.for_stage("mask"), "y"))
+    assert not torch.equal(first, draw(replace(defender_view, repetition=1).for_stage("mask")))
+
+
+def test_it_has_no_room_for_what_a_defender_does_not_have(defender_view: DefenderView) -> None:
+    names = {field.name for field in fields(defender_view)}
+    assert names == {
+        "train", "validation", "num_classes", "augmentation", "numerics", "repetition", "clean_ratio", "stage",
+        "known_trigger",
+    }  # fmt: skip
+    assert defender_view.known_trigger is None
+    with pytest.raises(FrozenInstanceError):
+        defender_view.stage = "other"  # type: ignore[misc]
