@@ -117,10 +117,10 @@ class Bench:
             self._victims.popitem(last=False)
         return found
 
-    def evaluator(self, plan: Plan, data: Data, victim: Victim) -> Evaluator:
+    def evaluator(self, plan: Plan, data: Data, trigger: Trigger | None) -> Evaluator:
         """The evaluator of a victim's test sets; the triggered one is made once."""
         name = f"{plan.victim_key} on {plan.numerics.device} by {plan.config['trainer']['eval_batch_size']}"
-        return _remember(self._evaluators, name, self._keep, lambda: _evaluator(plan, data, victim.trigger))
+        return _remember(self._evaluators, name, self._keep, lambda: _evaluator(plan, data, trigger))
 
     def _source(self, config: Mapping[str, Any]) -> Dataset:
         source = configuration.make(config["dataset"])
@@ -132,7 +132,7 @@ class Bench:
         make_network = partial(make_model, plan.config["model"], data.num_classes)
         recipe = configuration.make_recipe(dict(plan.config["recipe"]))
         trained = train_victim(data, make_network, attack, recipe, plan.numerics, plan.config["seed"])
-        measured = _evaluator(plan, data, trained.trigger).measure(trained.network)
+        measured = self.evaluator(plan, data, trained.trigger).measure(trained.network)
         tensors: dict[str, dict[str, Tensor]] = {"network": trained.network.state_dict()}
         if trained.trigger is not None:
             tensors["trigger"] = trained.trigger.state_dict()
@@ -173,7 +173,7 @@ class Bench:
         if same_test and manifest["numerics"] == plan.numerics.describe():
             measured = Measurement(**manifest["measured"])
         else:
-            measured = _evaluator(plan, data, trigger).measure(network)
+            measured = self.evaluator(plan, data, trigger).measure(network)
         return Victim(network, trigger, altered, manifest["poisoning_ratio"], manifest["seconds"], measured, made)
 
 

@@ -65,7 +65,7 @@ def experiment(plan: Plan, bench: Bench) -> dict[str, Any]:
     """The way of the data, left to right. Returns what was measured."""
     data = bench.data(plan)
     victim = bench.victim(plan, data)
-    evaluator = bench.evaluator(plan, data, victim)
+    evaluator = bench.evaluator(plan, data, victim.trigger)
     measured: dict[str, Any] = {
         "victim_was": "trained" if victim.trained_now else "found in the store",
         "victim_seconds": victim.seconds,

@@ -19,7 +19,7 @@ from backdoor_bench.dataset import ImageSet
 from backdoor_bench.defense import Defense
 from backdoor_bench.errors import BenchError
 from backdoor_bench.metric import Evaluator
-from backdoor_bench.stage import Stage
+from backdoor_bench.stage import Output, Stage
 from backdoor_bench.store import Store
 
 DEFENSES = sorted(path.stem for path in (configuration.directory() / "defense").glob("*.yaml"))
@@ -36,7 +36,7 @@ def purified_state(config: dict, bench: Bench) -> dict[str, torch.Tensor]:
     data = bench.data(plan)
     victim = bench.victim(plan, data)
     measured: dict = {"stages": []}
-    network, _ = experiment.purify(plan, bench, data, victim, bench.evaluator(plan, data, victim), measured)
+    network, _ = experiment.purify(plan, bench, data, victim, bench.evaluator(plan, data, victim.trigger), measured)
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
@@ -229,5 +229,5 @@ def test_stages_declare_what_they_take_and_give() -> None:
         module = importlib.import_module(f"backdoor_bench.stage.{path.stem}")
         for kind in vars(module).values():
             if isinstance(kind, type) and issubclass(kind, Stage) and kind.__module__ == module.__name__:
-                kind.ports()
-                kind.gives()
+                assert all(issubclass(port.kind, Output) for port in kind.ports())
+                assert kind.gives() is None or issubclass(kind.gives(), Output)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -46,7 +47,11 @@ def test_removes_the_planted_channel(planted: nn.Module, defender_view: Defender
 
 def test_uses_no_data(planted: nn.Module, defender_view: DefenderView, compose: Compose) -> None:
     none = defender_view.train[torch.arange(0)]
-    run(planted, replace(defender_view, train=none, validation=none), compose("+defense=clp")["defense"])
+    blind, seeing = copy.deepcopy(planted), copy.deepcopy(planted)
+    run(blind, replace(defender_view, train=none, validation=none), compose("+defense=clp")["defense"])
+    run(seeing, defender_view, compose("+defense=clp")["defense"])
+    expected = seeing.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in blind.state_dict().items())
 
 
 def test_the_threshold_and_the_pairing_are_options(
