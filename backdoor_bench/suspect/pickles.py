@@ -6,7 +6,7 @@ Nothing is imported, looked up or called. A global stays a name, a call stays a 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -92,18 +92,24 @@ def trace(stream: IO[bytes]) -> Trace:
 
 
 class _Machine:
-    """The stack and memo of an unpickler. Opcodes without a method here push their argument or are refused."""
+    """The stack and memo of an unpickler; the methods in capitals are opcodes, by their names in pickletools."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.trace = Trace()
 
-    def step(self, name: str, argument: Any) -> None:
-        action = _ACTIONS.get(name)
+    def step(self, opcode: str, argument: Any) -> None:
+        action = getattr(self, opcode, None)
         if action is None:
-            raise PickleError(f"opcode {name} is not used by torch.save")
-        action(self, argument)
+            raise PickleError(f"opcode {opcode} is not used by torch.save")
+        action(argument)
+
+    def pop(self) -> Any:
+        value = self.stack.pop()
+        if value is MARK:
+            raise PickleError("a mark where a value should be")
+        return value
 
     def to_mark(self) -> list[Any]:
         """Pop everything above the last mark, and the mark."""
@@ -114,13 +120,7 @@ class _Machine:
                 return found
         raise PickleError("a mark is missing")
 
-    def pop(self) -> Any:
-        value = self.stack.pop()
-        if value is MARK:
-            raise PickleError("a mark where a value should be")
-        return value
-
-    def found_global(self, module: Any, name: Any) -> None:
+    def name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
             module, name = "a computed module", "a computed name"
         found = Global(module, name)
@@ -131,19 +131,6 @@ class _Machine:
         made = Call(function, tuple(arguments) if isinstance(arguments, (tuple, list)) else (arguments,))
         self.trace.calls.append(made)
         self.stack.append(made)
-
-    def build(self) -> None:
-        state = self.pop()
-        target = self.stack[-1]
-        if not isinstance(target, Call):  # a class's or a plain value's attributes would be set
-            self.trace.calls.append(target := Call(Global("object", "__setstate__"), (target,)))
-            self.stack[-1] = target
-        target.states.append(state)
-
-    def refer(self, identity: Any) -> None:
-        found = Reference(identity)
-        self.trace.references.append(found)
-        self.stack.append(found)
 
     def extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -162,6 +149,149 @@ class _Machine:
         else:
             target.update(pairs)
 
+    # -- opcodes: values -----------------------------------------------------------------------------------------
+
+    def PROTO(self, _: Any) -> None:
+        pass
+
+    FRAME = STOP = PROTO
+
+    def BININT(self, value: Any) -> None:
+        self.stack.append(value)
+
+    INT = BININT1 = BININT2 = LONG = LONG1 = LONG4 = FLOAT = BINFLOAT = BININT
+    STRING = BINSTRING = SHORT_BINSTRING = UNICODE = BINUNICODE = SHORT_BINUNICODE = BINUNICODE8 = BININT
+    BINBYTES = SHORT_BINBYTES = BINBYTES8 = BYTEARRAY8 = NONE = BININT
+
+    def NEWTRUE(self, _: Any) -> None:
+        self.stack.append(True)
+
+    def NEWFALSE(self, _: Any) -> None:
+        self.stack.append(False)
+
+    def EMPTY_LIST(self, _: Any) -> None:
+        self.stack.append([])
+
+    def EMPTY_DICT(self, _: Any) -> None:
+        self.stack.append({})
+
+    def EMPTY_TUPLE(self, _: Any) -> None:
+        self.stack.append(())
+
+    def EMPTY_SET(self, _: Any) -> None:
+        self.stack.append(set())
+
+    def TUPLE1(self, _: Any) -> None:
+        self.stack.append((self.pop(),))
+
+    def TUPLE2(self, _: Any) -> None:
+        self.stack.append((self.pop(), self.pop())[::-1])
+
+    def TUPLE3(self, _: Any) -> None:
+        self.stack.append((self.pop(), self.pop(), self.pop())[::-1])
+
+    def TUPLE(self, _: Any) -> None:
+        self.stack.append(tuple(self.to_mark()))
+
+    def LIST(self, _: Any) -> None:
+        self.stack.append(self.to_mark())
+
+    def DICT(self, _: Any) -> None:
+        items = self.to_mark()
+        self.stack.append({})
+        self.set_items(items)
+
+    def FROZENSET(self, _: Any) -> None:
+        self.stack.append(frozenset(_key(item) for item in self.to_mark()))
+
+    # -- opcodes: filling containers, the stack, the memo --------------------------------------------------------
+
+    def APPEND(self, _: Any) -> None:
+        self.extend([self.pop()])
+
+    def APPENDS(self, _: Any) -> None:
+        self.extend(self.to_mark())
+
+    ADDITEMS = APPENDS
+
+    def SETITEM(self, _: Any) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def SETITEMS(self, _: Any) -> None:
+        self.set_items(self.to_mark())
+
+    def MARK(self, _: Any) -> None:
+        self.stack.append(MARK)
+
+    def POP(self, _: Any) -> None:
+        self.stack.pop()
+
+    def POP_MARK(self, _: Any) -> None:
+        self.to_mark()
+
+    def DUP(self, _: Any) -> None:
+        self.stack.append(self.stack[-1])
+
+    def PUT(self, index: Any) -> None:
+        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
+
+    BINPUT = LONG_BINPUT = MEMOIZE = PUT
+
+    def GET(self, index: Any) -> None:
+        self.stack.append(self.memo[index])
+
+    BINGET = LONG_BINGET = GET
+
+    # -- opcodes: what would import and call ---------------------------------------------------------------------
+
+    def GLOBAL(self, argument: str) -> None:
+        self.name(*argument.split(" ", 1))
+
+    def STACK_GLOBAL(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        self.name(module, name)
+
+    def EXT1(self, code: Any) -> None:
+        self.name("copyreg", f"extension {code}")
+
+    EXT2 = EXT4 = EXT1
+
+    def REDUCE(self, _: Any) -> None:
+        arguments, function = self.pop(), self.pop()
+        self.call(function, arguments)
+
+    NEWOBJ = REDUCE
+
+    def NEWOBJ_EX(self, _: Any) -> None:
+        named, arguments, function = self.pop(), self.pop(), self.pop()
+        self.call(function, (*arguments, named))
+
+    def OBJ(self, _: Any) -> None:
+        function, *arguments = self.to_mark()
+        self.call(function, arguments)
+
+    def INST(self, argument: str) -> None:
+        arguments = self.to_mark()
+        self.GLOBAL(argument)
+        self.call(self.pop(), arguments)
+
+    def BUILD(self, _: Any) -> None:
+        state, target = self.pop(), self.stack[-1]
+        if not isinstance(target, Call):  # it would set attributes of a class, or of a plain value
+            self.stack.pop()
+            self.call(Global("object", "__setstate__"), (target,))
+            target = self.stack[-1]
+        target.states.append(state)
+
+    def BINPERSID(self, _: Any) -> None:
+        self.PERSID(self.pop())
+
+    def PERSID(self, identity: Any) -> None:
+        found = Reference(identity)
+        self.trace.references.append(found)
+        self.stack.append(found)
+
 
 def _key(value: Any) -> Hashable:
     try:
@@ -169,132 +299,3 @@ def _key(value: Any) -> Hashable:
     except TypeError:
         raise PickleError("an unhashable key") from None
     return value
-
-
-def _push(machine: _Machine, argument: Any) -> None:
-    machine.stack.append(argument)
-
-
-def _constant(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine.stack.append(make())
-
-
-def _pop_tuple(size: int) -> Callable[[_Machine, Any], None]:
-    def action(machine: _Machine, _: Any) -> None:
-        items = tuple(machine.pop() for _ in range(size))[::-1]
-        machine.stack.append(items)
-
-    return action
-
-
-def _nothing(machine: _Machine, _: Any) -> None:
-    pass
-
-
-def _remember(machine: _Machine, index: Any) -> None:
-    machine.memo[len(machine.memo) if index is None else index] = machine.stack[-1]
-
-
-def _called_from_mark(machine: _Machine) -> None:
-    function, *arguments = machine.to_mark()
-    machine.call(function, arguments)
-
-
-def _reduce(machine: _Machine, keywords: bool = False) -> None:
-    named = [machine.pop()] if keywords else []
-    arguments, function = machine.pop(), machine.pop()
-    machine.call(function, [*arguments, *named] if isinstance(arguments, (tuple, list)) else arguments)
-
-
-def _named(machine: _Machine, argument: str) -> None:
-    machine.found_global(*argument.split(" ", 1))
-
-
-def _instance(machine: _Machine, argument: str) -> None:
-    arguments = machine.to_mark()
-    _named(machine, argument)
-    machine.call(machine.pop(), arguments)
-
-
-def _stack_global(machine: _Machine) -> None:
-    name, module = machine.pop(), machine.pop()
-    machine.found_global(module, name)
-
-
-def _extension(machine: _Machine, code: Any) -> None:
-    machine.found_global("copyreg extension", str(code))
-
-
-_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PROTO", "FRAME"), _nothing),
-    "STOP": _nothing,
-    **dict.fromkeys(
-        (
-            "INT",
-            "BININT",
-            "BININT1",
-            "BININT2",
-            "LONG",
-            "LONG1",
-            "LONG4",
-            "FLOAT",
-            "BINFLOAT",
-            "STRING",
-            "BINSTRING",
-            "SHORT_BINSTRING",
-            "UNICODE",
-            "BINUNICODE",
-            "SHORT_BINUNICODE",
-            "BINUNICODE8",
-            "BINBYTES",
-            "SHORT_BINBYTES",
-            "BINBYTES8",
-            "BYTEARRAY8",
-        ),
-        _push,
-    ),
-    "NONE": _constant(lambda: None),
-    "NEWTRUE": _constant(lambda: True),
-    "NEWFALSE": _constant(lambda: False),
-    "EMPTY_LIST": _constant(list),
-    "EMPTY_DICT": _constant(dict),
-    "EMPTY_TUPLE": _constant(tuple),
-    "EMPTY_SET": _constant(set),
-    "MARK": _constant(lambda: MARK),
-    "POP": lambda machine, _: machine.stack.pop(),
-    "POP_MARK": lambda machine, _: machine.to_mark() and None,
-    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.to_mark())),
-    "TUPLE1": _pop_tuple(1),
-    "TUPLE2": _pop_tuple(2),
-    "TUPLE3": _pop_tuple(3),
-    "LIST": lambda machine, _: machine.stack.append(machine.to_mark()),
-    "DICT": lambda machine, _: (
-        (
-            machine.stack.append(items := machine.to_mark()),
-            machine.stack.pop(),
-            machine.stack.append({}),
-            machine.set_items(items),
-        )
-        and None
-    ),
-    "FROZENSET": lambda machine, _: machine.stack.append(frozenset(_key(item) for item in machine.to_mark())),
-    "APPEND": lambda machine, _: machine.extend([machine.pop()]),
-    "APPENDS": lambda machine, _: machine.extend(machine.to_mark()),
-    "ADDITEMS": lambda machine, _: machine.extend(machine.to_mark()),
-    "SETITEM": lambda machine, _: machine.set_items([machine.pop(), machine.pop()][::-1]),
-    "SETITEMS": lambda machine, _: machine.set_items(machine.to_mark()),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _remember),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.stack.append(machine.memo[index])),
-    "GLOBAL": _named,
-    "STACK_GLOBAL": lambda machine, _: _stack_global(machine),
-    "INST": _instance,
-    "OBJ": lambda machine, _: _called_from_mark(machine),
-    "REDUCE": lambda machine, _: _reduce(machine),
-    "NEWOBJ": lambda machine, _: _reduce(machine),
-    "NEWOBJ_EX": lambda machine, _: _reduce(machine, keywords=True),
-    "BUILD": lambda machine, _: machine.build(),
-    "PERSID": lambda machine, argument: machine.refer(argument),
-    "BINPERSID": lambda machine, _: machine.refer(machine.pop()),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _extension),
-}

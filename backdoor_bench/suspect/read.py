@@ -1,4 +1,4 @@
-"""The tensors of a model file from anywhere: safetensors, or torch.save's with ``weights_only=True``, never otherwise."""
+"""The tensors of a model file from anywhere: safetensors, or torch.save's with ``weights_only=True``, nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from backdoor_bench.suspect import declared
 from backdoor_bench.suspect.container import LIMIT_BYTES, SAFETENSORS, TORCHSCRIPT, Refused, look, open_file
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
-"""Keys under which training scripts put a state dict, the likelier first; Lightning's and BackdoorBench's among them."""
+"""Keys under which training scripts put a state dict, the likelier first."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def sha256_of(path: str | Path, limit_bytes: int = LIMIT_BYTES) -> str:
 
 def _sha256(file: BinaryIO) -> str:
     file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _load_safetensors(path: str | Path) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def _numpy_arrays() -> Iterator[None]:
 
     :func:`declared.check` has seen that each begins empty, as NumPy writes them.
     """
-    core = np._core.multiarray
+    core = np._core.multiarray  # type: ignore[attr-defined]
     made: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"}]
     for name in ("_reconstruct", "scalar"):
         made += [(getattr(core, name), f"numpy.{package}.multiarray.{name}") for package in ("core", "_core")]
