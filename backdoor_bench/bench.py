@@ -18,7 +18,8 @@ from backdoor_bench.attack import Attack, Trigger, stamp, train_victim
 from backdoor_bench.dataset import Data, Dataset, ImageSet, Manifest, Regime
 from backdoor_bench.defense import Defense
 from backdoor_bench.metric import Evaluator, Measurement, TriggeredSet
-from backdoor_bench.model import Network
+from backdoor_bench.errors import BenchError, ConfigError
+from backdoor_bench.model import Network, architecture, start
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.store import Store, Stored, identity
 
@@ -42,8 +43,8 @@ class Plan:
         return _leaf(self.config.get("attack"))
 
     @property
-    def architecture(self) -> str | None:
-        return _leaf(self.config["model"])
+    def architecture(self) -> str:
+        return architecture(self.config["model"])
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Bench:
         self._victims: OrderedDict[str, Victim] = OrderedDict()
         self._evaluators: OrderedDict[str, Evaluator] = OrderedDict()
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._objections: OrderedDict[str, BenchError | None] = OrderedDict()
         self._keep = keep
 
     def plan(self, config: Mapping[str, Any]) -> Plan:
@@ -83,24 +85,45 @@ class Bench:
         trainer = config["trainer"]
         numerics = Numerics.resolve(config["device"], trainer["precision"], trainer["channels_last"])
         regime = Regime.of(config["spc"], config["clean_ratio"])
-        manifest = _remember(self._manifests, _text(config["dataset"]), 16, lambda: self._source(config).manifest())
-        if config.get("defense") is not None:
-            regime.counts(list(manifest.train_counts))
-            defense = configuration.make(config["defense"])
-            assert isinstance(defense, Defense)
-            with torch.device("meta"):
-                defense.check_network(make_model(config["model"], manifest.num_classes))
-        if config.get("attack") is not None:
-            configuration.make(config["attack"]).check(manifest.num_classes)
+        manifest = self.manifest(config)
+        self._check(config, manifest, regime)
         victim = identity.victim_identity(config, manifest, numerics)
         victim_key = identity.key(victim)
         key = identity.key(identity.run_identity(victim_key, config, manifest))
         return Plan(config, manifest, numerics, regime, victim, victim_key, key)
 
+    def manifest(self, config: Mapping[str, Any]) -> Manifest:
+        """Of the configuration's data set. Raises DataError where it is not there."""
+        return _remember(self._manifests, _text(config["dataset"]), 16, lambda: self._source(config).manifest())
+
+    def _check(self, config: Mapping[str, Any], manifest: Manifest, regime: Regime) -> None:
+        """Refuse what cannot be. A sweep plans the same methods thousands of times: each is looked at once."""
+        attack, defense, classes = config.get("attack"), config.get("defense"), manifest.num_classes
+        if defense is not None:
+            sizes = manifest.train_counts
+            self._once(f"{regime} of {sizes}", lambda: regime.counts(list(sizes)))
+            name = f"{_text(defense)} on {_text(config['model'])} of {classes}"
+            self._once(name, lambda: _check_defense(defense, config["model"], classes))
+        if attack is not None:
+            self._once(f"{_text(attack)} of {classes}", lambda: configuration.make(attack).check(classes))
+
+    def _once(self, name: str, check: Callable[[], Any]) -> None:
+        def objection() -> BenchError | None:
+            try:
+                check()
+            except BenchError as error:
+                return error
+            return None
+
+        found = _remember(self._objections, name, 4096, objection)
+        if found is not None:
+            raise found.with_traceback(None)
+
     def data(self, plan: Plan) -> Data:
-        """The data set, on the device."""
-        name = f"{_text(plan.config['dataset'])} on {plan.numerics.device}"
-        return _remember(self._data, name, 1, lambda: self._source(plan.config).load().to(plan.numerics.device))
+        """The data set, on the device; images that would fill it are held in host memory."""
+        device, share = plan.numerics.device, plan.config["trainer"]["dataset_memory_share"]
+        name = f"{_text(plan.config['dataset'])} on {device} within {share}"
+        return _remember(self._data, name, 1, lambda: self._source(plan.config).load().to(device, share))
 
     def victim(self, plan: Plan, data: Data) -> Victim:
         """The victim of a plan: from memory, from the store, or trained now."""
@@ -129,7 +152,7 @@ class Bench:
 
     def _train(self, plan: Plan, data: Data) -> Stored:
         attack = _attack(plan)
-        make_network = partial(make_model, plan.config["model"], data.num_classes)
+        make_network = partial(start_model, plan.config["model"], data.num_classes)
         recipe = configuration.make_recipe(dict(plan.config["recipe"]))
         trained = train_victim(data, make_network, attack, recipe, plan.numerics, plan.config["seed"])
         measured = self.evaluator(plan, data, trained.trigger).measure(trained.network)
@@ -140,7 +163,10 @@ class Bench:
             tensors["poison"] = {"altered": trained.altered.nonzero().flatten()}
         manifest = {
             "identity": identity.normalise(plan.victim_identity),
-            "config": {name: plan.config.get(name) for name in ("dataset", "model", "attack", "recipe", "trainer")},
+            "config": {
+                **{name: plan.config.get(name) for name in ("dataset", "attack", "recipe", "trainer")},
+                "model": start.constructor(plan.config["model"]),
+            },
             "seed": plan.config["seed"],
             "num_classes": data.num_classes,
             "image_size": list(data.manifest.image_size),
@@ -178,10 +204,35 @@ class Bench:
 
 
 def make_model(node: Mapping[str, Any], num_classes: int, **overrides: Any) -> Network:
-    """A network of the configured architecture; ``overrides`` replace its options (an attacker's own width)."""
-    network = configuration.make({**node, **overrides}, num_classes=num_classes)
+    """A network of the configured architecture, from random weights; ``overrides`` replace its options."""
+    options = start.constructor(node)
+    foreign = ", ".join(sorted(overrides.keys() - options.keys()))
+    if foreign:
+        raise ConfigError(
+            f"{architecture(node)} has no {foreign}; only the networks of backdoor_bench's own have, torchvision's and "
+            "timm's are as published"
+        )
+    network = configuration.make({**options, **overrides}, num_classes=num_classes)
     assert isinstance(network, Network)
     return network
+
+
+def start_model(node: Mapping[str, Any], num_classes: int, **overrides: Any) -> Network:
+    """A network as a training starts: from published weights or a file's, if the configuration says so.
+
+    With ``overrides`` (an attacker's own width) it is another architecture, from random weights.
+    """
+    network = make_model(node, num_classes, **overrides)
+    if not overrides:
+        start.load(network, node)
+    return network
+
+
+def _check_defense(node: Mapping[str, Any], model: Mapping[str, Any], num_classes: int) -> None:
+    defense = configuration.make(dict(node))
+    assert isinstance(defense, Defense)
+    with torch.device("meta"):
+        defense.check_network(make_model(model, num_classes))
 
 
 def triggered_set(

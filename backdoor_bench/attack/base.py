@@ -147,7 +147,7 @@ class Attack(ABC):
         """The training set with the trigger stamped on the chosen images, and their labels changed."""
         chosen = self.choose(view)
         images, labels = view.train.images.clone(), view.train.labels.clone()
-        for part in chosen.split(1000):
+        for part in chosen.to(images.device).split(1000):
             images[part] = stamp(trigger, images[part], view.numerics)
         labels[chosen] = self.attack_labels(labels[chosen], view.num_classes)
         altered = torch.zeros(len(labels), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What every data set is: two sets of uint8 images on the device, a manifest, an augmentation."""
+"""What every data set is: two sets of uint8 images near the device, a manifest, an augmentation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from backdoor_bench import progress
 from backdoor_bench.dataset.augmentation import Augmentation
+from backdoor_bench.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images. ``images``: (N, 3, H, W) uint8; ``labels``: (N,) int64, on the same device."""
+    """Labelled images. ``images``: (N, 3, H, W) uint8; ``labels``: (N,) int64, on the device that computes.
+
+    The images lie there too, unless they would fill it: then they are held in host memory (see :meth:`to`), and what
+    :meth:`batch`, :class:`Batches` and ``Numerics.images`` give is on the device all the same.
+    """
 
     images: Tensor
     labels: Tensor
@@ -33,11 +39,67 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> ImageSet:
-        """The images at ``index`` (int64 positions or a bool mask), as a new set."""
-        return ImageSet(self.images[index], self.labels[index])
+        """The images at ``index`` (int64 positions or a bool mask, on any device), as a new set held where this is."""
+        return ImageSet(self.images[index.to(self.images.device)], self.labels[index.to(self.labels.device)])
 
-    def to(self, device: torch.device | str) -> ImageSet:
-        return ImageSet(self.images.to(device), self.labels.to(device))
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(images, labels) at ``index`` (int64 positions), both on the labels' device.
+
+        Images held on the host are gathered into pinned memory and copied while the device computes.
+        """
+        device = self.labels.device
+        index = index.to(self.images.device)
+        labels = self.labels[index.to(device, non_blocking=True)]
+        if self.images.device == device:
+            return self.images[index], labels
+        pinned = device.type == "cuda"
+        gathered = torch.empty((len(index), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        torch.index_select(self.images, 0, index, out=gathered)
+        return gathered.to(device, non_blocking=True), labels
+
+    def to(self, device: torch.device | str, memory_share: float = 1.0) -> ImageSet:
+        """The labels on ``device``; the images too where they take at most ``memory_share`` of its free memory.
+
+        Other images are held in host memory, pinned if the machine lets us, and that is said.
+        """
+        free, size = free_memory(torch.device(device)), self.images.nbytes
+        if not exceeds(size, free, memory_share):
+            return ImageSet(self.images.to(device), self.labels.to(device))
+        progress.say(
+            f"{size / 2**30:.2f} GiB of images are more than {memory_share:.0%} of the {(free or 0) / 2**30:.2f} GiB "
+            f"free on {device}: they stay in host memory and are copied by batch (trainer.dataset_memory_share)"
+        )
+        return ImageSet(_pinned(self.images.cpu()), self.labels.to(device))
+
+
+def exceeds(size: int, free: int | None, share: float) -> bool:
+    """Whether ``size`` bytes are more than ``share`` of ``free``; never where ``free`` is ``None`` (host memory).
+
+    Raises:
+        ConfigError: ``share`` is no fraction.
+    """
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ConfigError(
+            f"trainer.dataset_memory_share={share}: expected a fraction of the device's free memory in [0, 1]; "
+            "0 holds all images in host memory"
+        )
+    return free is not None and size > share * free
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on ``device``, torch's own unused cache included; ``None`` for the host."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def _pinned(images: Tensor) -> Tensor:
+    try:
+        return images.pin_memory()
+    except RuntimeError as error:  # a limit of the machine's; copies are then slower, and right all the same
+        progress.say(f"the images cannot be pinned in host memory ({str(error).splitlines()[0]}); going on without")
+        return images
 
 
 class Batches:
@@ -71,8 +133,8 @@ class Batches:
             order = torch.arange(used)
         else:
             order = torch.randperm(len(self.data), generator=self.generator)[:used]
-        for index in order.to(self.data.labels.device).split(self.sizes):
-            yield self.data.images[index], self.data.labels[index]
+        for index in order.to(self.data.images.device).split(self.sizes):
+            yield self.data.batch(index)
 
 
 @dataclass(frozen=True)
@@ -106,8 +168,10 @@ class Data:
     def num_classes(self) -> int:
         return self.manifest.num_classes
 
-    def to(self, device: torch.device | str) -> Data:
-        return Data(self.train.to(device), self.test.to(device), self.manifest, self.augmentation)
+    def to(self, device: torch.device | str, memory_share: float = 1.0) -> Data:
+        """On ``device``, but for images that :meth:`ImageSet.to` holds on the host."""
+        train, test = (part.to(device, memory_share) for part in (self.train, self.test))
+        return Data(train, test, self.manifest, self.augmentation)
 
 
 class Dataset(ABC):
@@ -171,6 +235,4 @@ class Draws:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(self.steps):
-            index = torch.randint(len(self.data), (self.batch_size,), generator=self.generator)
-            index = index.to(self.data.labels.device)
-            yield self.data.images[index], self.data.labels[index]
+            yield self.data.batch(torch.randint(len(self.data), (self.batch_size,), generator=self.generator))

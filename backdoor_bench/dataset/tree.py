@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -18,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from backdoor_bench import progress
 from backdoor_bench.dataset.base import ImageSet
+from backdoor_bench.dataset.pixels import Size, common_size, require_memory, resized, say_unequal
 from backdoor_bench.errors import DataError
 
 # Only what decodes pixels: some of Pillow's other plugins start programs (EPS) or open further files.
@@ -26,8 +28,6 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".ppm", ".pgm", ".bmp", ".tif", ".
 CHUNK = 100
 
 Sample = tuple[Path, int]
-Size = tuple[int, int]
-"""(height, width)"""
 Outcome = tuple[str, Size] | Exception
 """Of one file: its format and size on disk, or why it could not be decoded."""
 
@@ -108,24 +108,23 @@ def decode(title: str, splits: Sequence[Sequence[Sample]], size: Size | None) ->
         title: the data set's name, for what is said and raised.
         splits: (path, label) of each image.
         size: (height, width) that images of another size are resized to, bilinearly (Pillow's, which is antialiased);
-            ``None``: all images have the size of the first.
+            ``None``: all images keep their size where it is the same, and else become :func:`common_size`, said aloud.
 
     Raises:
-        DataError: files that cannot be read, or sizes that differ where ``size`` is ``None``, or more pixels than
-            this machine has memory; names files and counts.
+        DataError: files that cannot be read (names and counts them), or more pixels than this machine has memory.
     """
-    everything = [sample for split in splits for sample in split]
-    height, width = size or _first_size(everything[0][0])
-    _check_memory(title, len(everything), height, width)
+    height, width = size or _size_of(title, [path for split in splits for path, _ in split])
+    count = sum(map(len, splits))
+    _check_memory(title, count, height, width)
     arrays = [np.empty((len(split), 3, height, width), np.uint8) for split in splits]
     jobs = [(array[i], path) for array, split in zip(arrays, splits, strict=True) for i, (path, _) in enumerate(split)]
-    seen, broken, unequal = Seen(Counter(), Counter()), [], []
+    seen, broken = Seen(Counter(), Counter()), []
 
     def work(chunk: Sequence[tuple[NDArray[np.uint8], Path]]) -> list[tuple[Path, Outcome]]:
         results: list[tuple[Path, Outcome]] = []
         for target, path in chunk:
             try:
-                results.append((path, _decode_into(target, path, resize=size is not None)))
+                results.append((path, _decode_into(target, path)))
             except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
                 results.append((path, error))
         return results
@@ -144,8 +143,6 @@ def decode(title: str, splits: Sequence[Sequence[Sample]], size: Size | None) ->
                 kind, found = outcome
                 seen.formats[kind] += 1
                 seen.sizes[found] += 1
-                if found != (height, width):
-                    unequal.append((path, found))
     if broken:
         listed = "; ".join(f"{path} ({_reason(error)})" for path, error in broken[:5])
         more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
@@ -153,31 +150,18 @@ def decode(title: str, splits: Sequence[Sequence[Sample]], size: Size | None) ->
             f"{title}: {len(broken)} of {len(jobs):,} image files cannot be read: {listed}{more}; "
             "replace or remove them"
         )
-    if unequal and size is None:
-        path, (other_height, other_width) = unequal[0]
-        raise DataError(
-            f"{title}: images differ in size: the first is {width}x{height}, but {len(unequal):,} of {len(jobs):,} are "
-            f"not (e.g. {path}: {other_width}x{other_height}); resize all of them with "
-            f"dataset.image_size={min(height, width)} or another number of pixels"
-        )
-    if unequal:
-        progress.say(f"{title}: {len(unequal):,} of {len(jobs):,} images resized to {width}x{height} (bilinear)")
+    others = len(jobs) - seen.sizes[height, width]
+    if others:
+        progress.say(f"{title}: {others:,} of {len(jobs):,} images resized to {width}x{height} (bilinear)")
     labels = [torch.tensor([label for _, label in split], dtype=torch.int64) for split in splits]
     return [ImageSet(torch.from_numpy(a), y) for a, y in zip(arrays, labels, strict=True)], seen
 
 
-def _decode_into(target: NDArray[np.uint8], path: Path, resize: bool) -> tuple[str, Size]:
-    """Fill ``target`` (3, H, W), unless the size differs and must not; returns the format and the size on disk."""
-    height, width = target.shape[1:]
+def _decode_into(target: NDArray[np.uint8], path: Path) -> tuple[str, Size]:
+    """Fill ``target`` (3, H, W), resizing where that is another size; returns the format and the size on disk."""
     with Image.open(path, formats=FORMATS) as image:
         kind, found = (image.format or "?").lower().replace("mpo", "jpeg"), (image.height, image.width)
-        if found != (height, width) and not resize:
-            image.load()
-            return kind, found
-        rgb = _rgb(image)
-    if found != (height, width):
-        rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
-    target[:] = np.asarray(rgb).transpose(2, 0, 1)
+        target[:] = resized(_rgb(image), (target.shape[1], target.shape[2])).transpose(2, 0, 1)
     return kind, found
 
 
@@ -188,22 +172,35 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _first_size(path: Path) -> Size:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.height, image.width
-    except Exception as error:  # as above
-        raise DataError(f"the first image, {path}, cannot be read ({_reason(error)}); replace or remove it") from None
+def _size_of(title: str, paths: Sequence[Path]) -> Size:
+    """The size that all images have, by their headers, or the one they are resized to."""
+    sizes = _sizes(paths)
+    if not sizes:
+        return 1, 1  # decoding will say why none can be read
+    chosen = common_size(sizes)
+    if len(sizes) > 1:
+        say_unequal(title, sizes, chosen)
+    return chosen
+
+
+def _sizes(paths: Sequence[Path]) -> Counter[Size]:
+    """How many images have which size, as their headers say; what cannot be read is passed over here."""
+
+    def work(chunk: Sequence[Path]) -> list[Size]:
+        found = []
+        for path in chunk:
+            with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as image:  # decoding will say why
+                found.append((image.height, image.width))
+        return found
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        chunks = pool.map(work, [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)])
+        return Counter(size for chunk in chunks for size in chunk)
 
 
 def _check_memory(title: str, count: int, height: int, width: int) -> None:
-    needed = count * 3 * height * width
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
-    if needed > present:
-        raise DataError(
-            f"{title}: {count:,} images of {width}x{height} are {needed / 2**30:.0f} GiB as uint8, and this machine "
-            f"has {present / 2**30:.0f} GiB of memory; take a smaller dataset.image_size"
-        )
+    what, needed = f"{count:,} images of {width}x{height} as uint8", count * 3 * height * width
+    require_memory(title, what, needed, "take a smaller dataset.image_size")
 
 
 def _images(folder: Path) -> Iterable[Path]:

@@ -80,9 +80,12 @@ def test_grey_images_become_rgb(tmp_path: Path) -> None:
 def test_sizes_that_differ(tmp_path: Path, said: list[str]) -> None:
     flat(tmp_path / "own", {"a": 5, "b": 5})
     Image.new("RGB", (16, 9)).save(tmp_path / "own" / "b" / "0.png")
-    with pytest.raises(DataError, match=r"1 of 10 are not .*16x9.*dataset.image_size=8"):
-        folder(tmp_path).load()
-    assert folder(tmp_path, image_size=8).load().train.images.shape == (8, 3, 8, 8)
+    data = folder(tmp_path).load()
+    assert data.manifest.variant == "image_folder (own, 8x8)"
+    assert said[0].startswith("image_folder: images have 2 sizes, 8x8 to 16x9; all become 8x8, as most have")
+    assert said[1] == "image_folder: 1 of 10 images resized to 8x8 (bilinear)"
+    said.clear()
+    assert folder(tmp_path, image_size=8).manifest().train_sha256 == data.manifest.train_sha256
     assert said[0] == "image_folder: 1 of 10 images resized to 8x8 (bilinear)"
     assert folder(tmp_path, image_size=[6, 4]).manifest().image_size == (6, 4)
 

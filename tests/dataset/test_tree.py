@@ -99,10 +99,23 @@ def test_resizing_is_bilinear_and_said(tmp_path: Path, said: list[str]) -> None:
     assert dict(seen.sizes) == {(2, 4): 1, (2, 2): 1}
 
 
-def test_unequal_sizes_without_a_size_are_an_error(tmp_path: Path) -> None:
-    paths = [save(tmp_path / f"{i}.png", noise(*shape, 3)) for i, shape in enumerate([(8, 8), (8, 8), (6, 9)])]
-    with pytest.raises(DataError, match=r"the first is 8x8, but 1 of 3 are not \(e.g. .*2.png: 9x6\).*image_size=8"):
-        decoded(*paths)
+def test_unequal_sizes_become_what_most_have(tmp_path: Path, said: list[str]) -> None:
+    pictures = [noise(*shape, 3, seed=i) for i, shape in enumerate([(6, 9), (4, 8), (4, 8), (4, 8), (2, 2)])]
+    images = decoded(*[save(tmp_path / f"{i}.png", picture) for i, picture in enumerate(pictures)])
+    assert images.shape == (5, 3, 4, 8)
+    assert torch.equal(images[2], torch.from_numpy(pictures[2]).permute(2, 0, 1))
+    assert said[0] == (
+        "t: images have 3 sizes, 2x2 to 9x6; all become 8x4, as most have "
+        "(another size: dataset.image_size=PIXELS or [HEIGHT,WIDTH])"
+    )
+    assert said[1] == "t: 2 of 5 images resized to 8x4 (bilinear)"
+
+
+def test_without_a_majority_the_median_of_the_shorter_sides(tmp_path: Path, said: list[str]) -> None:
+    shapes = [(6, 9), (9, 6), (4, 8), (7, 30)]
+    images = decoded(*[save(tmp_path / f"{i}.png", noise(*shape, 3)) for i, shape in enumerate(shapes)])
+    assert images.shape == (4, 3, 6, 6)
+    assert "4 sizes, 8x4 to 30x7; all become 6x6, the median of their shorter sides" in said[0]
 
 
 def test_broken_files_are_named_and_counted(tmp_path: Path) -> None:
@@ -118,8 +131,9 @@ def test_broken_files_are_named_and_counted(tmp_path: Path) -> None:
     assert "3 of 6 image files cannot be read" in message
     assert all(str(path) in message for path in (cut, empty, text))
     assert "not an image" in message
-    with pytest.raises(DataError, match=r"the first image, .*text.png, cannot be read"):
-        decoded(text, *good)
+    for paths in ([text, *good], [text]):
+        with pytest.raises(DataError, match=rf"1 of {len(paths)} image files cannot be read: .*text.png \(not an"):
+            decoded(*paths)
 
 
 def test_a_script_in_disguise_is_not_run(tmp_path: Path) -> None:
@@ -131,6 +145,6 @@ def test_a_script_in_disguise_is_not_run(tmp_path: Path) -> None:
 
 def test_more_than_the_memory_is_said_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"1 images of 10000000x10000000 are .* GiB as uint8.*smaller dataset.image_size"
+        DataError, match=r"1 images of 10000000x10000000 as uint8 take .* GiB.*smaller dataset.image_size"
     ):
         decoded(save(tmp_path / "a.png", noise(4, 4, 3)), size=(10**7, 10**7))
