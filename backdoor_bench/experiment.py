@@ -119,7 +119,8 @@ def defender_view(plan: Plan, data: Data, victim: Victim, defense: Defense) -> t
         data.train.labels, plan.regime, plan.manifest.train_sha256, config["repetition"], victim.altered,
         config["clean_from"],
     )  # fmt: skip
-    place = partial(lambda index: data.train[index.to(data.train.labels.device)])
+    share = config["trainer"]["dataset_memory_share"]
+    place = partial(lambda index: data.train[index].to(plan.numerics.device, share))
     train, validation = place(draw.train), place(draw.validation)
     if defense.use_validation == "train":
         train, validation = place(draw.train.new_tensor([*draw.train, *draw.validation])), place(draw.validation[:0])
