@@ -166,13 +166,15 @@ class Rows:
             "threads": _whole(record["environment"].get("threads")),
             "revision": self._text(record["environment"], "revision", True),
             "attack_options": self._options(attack, ("poisoning_ratio",)),
-            "defense_options": self._options(defense, ("name", "assumes", "requires", "instead", "use_validation")),
+            "defense_options": self._options(
+                defense and {**defense, "clean_from": config.get("clean_from")},
+                ("name", "assumes", "requires", "instead"),
+            ),
             "victim_options": self._options(
                 {
                     "model": {k: v for k, v in config["model"].items() if k not in ("width", "mean", "std")},
                     "recipe": {k: v for k, v in recipe.items() if k not in ("width", "lengths")},
                     "augmentation": config["dataset"].get("augmentation"),
-                    "clean_from": config.get("clean_from"),
                 },
                 (),
             ),

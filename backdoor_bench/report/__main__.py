@@ -1,0 +1,144 @@
+"""Tables from records: ``python -m backdoor_bench.report dataset=cifar10 attack=badnet --format markdown``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from backdoor_bench import progress
+from backdoor_bench.errors import BenchError, ConfigError, StoreError, unknown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from backdoor_bench.report.layout import Table
+
+FORMATS = ("terminal", "markdown", "latex", "csv", "parquet", "html")
+SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".parquet": "parquet", ".html": "html"}
+EXAMPLES = """examples:
+  python -m backdoor_bench.report                                 the store, in the terminal
+  python -m backdoor_bench.report results/core dataset=cifar10 attack=badnet,blended
+  python -m backdoor_bench.report --out page.html                 a page to filter, sort and hover; needs no network
+  python -m backdoor_bench.report --table unibp_1                 a published table, ours beside it
+  python -m backdoor_bench.report --runs --out runs.csv status=failed
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns 0, or 1 with one message if there is nothing to report."""
+    options = _parser().parse_args(arguments)
+    try:
+        _report(options)
+    except BenchError as error:
+        progress.say(f"error: {error}")
+        return 1
+    except ImportError as error:
+        progress.say(f"error: reports need {error.name}; install it with: pip install 'backdoor_bench[report]'")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m backdoor_bench.report", description="Tables, data and a page from records.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="SOURCE | COLUMN=VALUE",
+        help="stores, folders or files of records (default: the store); filters, values split by commas",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="default: by the ending of --out, else terminal")
+    parser.add_argument("--out", type=Path, help="file to write; without it text goes to the terminal")
+    parser.add_argument("--metrics", default="acc,asr,ra", help="of acc asr ra der arr rdr (default: %(default)s)")
+    parser.add_argument("--table", metavar="NAME", help="a published table, as in unibp_1; 'list' names them all")
+    parser.add_argument("--runs", action="store_true", help="csv and parquet: one row per run instead of per cell")
+    return parser
+
+
+def _report(options: argparse.Namespace) -> None:
+    from backdoor_bench.report import beside, frame, layout, published, ranking, summary
+
+    kind = options.format or (SUFFIXES.get(options.out.suffix, "terminal") if options.out else "terminal")
+    metrics = options.metrics.split(",")
+    for metric in metrics:
+        if metric not in summary.METRICS:
+            raise unknown("metric", metric, summary.METRICS)
+    if options.table == "list":
+        print("\n".join(published.names()))
+        return
+    filters = [text for text in options.what if "=" in text and not Path(text).exists()]
+    try:
+        records = frame.load([text for text in options.what if text not in filters], filters)
+    except ConfigError:
+        if options.table is None or options.what:
+            raise
+        records = None  # a published table can be read without a run of ours
+    notes = records.notes() if records else []
+    cells = summary.cells(records.runs) if records else None
+    if options.table is not None:
+        _write(kind, options.out, [beside.table(options.table, cells)], notes)
+        return
+    assert records is not None
+    assert cells is not None
+    if kind in ("csv", "parquet"):
+        _data(kind, options.out, records.runs if options.runs else cells)
+    elif kind == "html":
+        from backdoor_bench.report import html
+
+        _save(options.out or Path("report.html"), html.page(records, cells))
+    else:
+        tables = [*layout.pivots(cells, metrics), *beside.tables(cells), *ranking.tables(records.runs)]
+        _write(kind, options.out, tables, notes)
+
+
+def _write(kind: str, out: Path | None, tables: Sequence[Table], notes: Sequence[str]) -> None:
+    from backdoor_bench.report import render_latex, render_text
+
+    if kind == "markdown":
+        text = render_text.markdown(tables, notes)
+    elif kind == "latex":
+        text = render_latex.latex(tables, notes)
+    elif kind == "terminal":
+        if out is None:
+            render_text.terminal(tables, notes, Console(highlight=False))
+            return
+        with out.open("w") as file:
+            render_text.terminal(tables, notes, Console(file=file, width=200, highlight=False))
+        return
+    else:
+        raise ConfigError(f"--table is printed as terminal, markdown or latex, not as {kind}")
+    _save(out, text)
+
+
+def _data(kind: str, out: Path | None, rows: DataFrame) -> None:
+    from backdoor_bench.report import render_data
+
+    if kind == "csv":
+        _save(out, render_data.csv(rows))
+    elif out is None:
+        raise ConfigError("--format parquet needs a file: --out NAME.parquet")
+    else:
+        render_data.parquet(rows, out)
+
+
+def _save(out: Path | None, text: str) -> None:
+    if out is None:
+        sys.stdout.write(text)
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
+    except OSError as error:
+        raise StoreError(f"cannot write {out}: {error.strerror}; choose another place with --out") from error
+    progress.say(f"written to {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

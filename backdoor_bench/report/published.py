@@ -1,0 +1,237 @@
+"""Published figures: what five papers print, what follows from their own rows, and where they can be compared.
+
+``published/results.csv`` holds the values as printed, slips included. Percent, as printed; ours are fractions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backdoor_bench.errors import unknown
+from backdoor_bench.report import label
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FOLDER = Path(__file__).parent / "published"
+METRICS = ("acc", "asr", "ra", "der")
+TOLERANCE = 0.02
+"""Points by which a recomputed DER or average may differ from the printed one through rounding alone."""
+OTHER = {"architecture": "other network", "attack": "other trigger", "defense": "other method"}
+Found = Mapping[str, Any]
+
+
+@cache
+def read(name: str) -> DataFrame:
+    """A shipped CSV; an empty field is null."""
+    import pandas as pd
+
+    texts = {"table": "str", "when": "str", "published": "str", "setting": "str", "ours": "str", "option": "str"}
+    return pd.read_csv(FOLDER / f"{name}.csv", dtype=texts)
+
+
+def names() -> list[str]:
+    """Every published table with metrics in it, as ``--table`` takes it: ``unibp_1``."""
+    results = read("results")
+    filled = results[results.acc_mean.notna() | results.asr_mean.notna()]
+    return list(dict.fromkeys(filled.paper + "_" + filled.table))
+
+
+def table(name: str) -> tuple[Found, DataFrame]:
+    """A published table: its row of ``tables.csv``, and its rows with ``recomputed_acc _asr _der`` added.
+
+    Raises:
+        ConfigError: no table of this name holds metrics.
+    """
+    if name not in names():
+        raise unknown("published table", name, names())
+    paper, _, number = name.partition("_")
+    about, results = read("tables"), read("results")
+    found = results[(results.paper == paper) & (results.table == number)].reset_index(drop=True)
+    described = about[(about.paper == paper) & (about.table == number)]
+    return described.iloc[0].to_dict(), recomputed(found)
+
+
+def recomputed(rows: DataFrame) -> DataFrame:
+    """Adds what a table's own rows give: DER from ACC and ASR, averages from their parts; null where they agree.
+
+    Args:
+        rows: of one table.
+    """
+    rows = rows.copy()
+    block = ["dataset", "architecture", "poisoning_ratio", "clean_data", "setting"]
+    filled = rows[block].fillna("").astype(str)
+    average, der = rows.attack == "average", rows.der_mean.copy()
+    for position in rows.index[~average & rows.der_mean.notna()]:
+        row = rows.loc[position]
+        same = (rows.attack == row.attack) & (rows.defense == "none") & (rows.dataset == row.dataset)
+        same &= (rows.architecture == row.architecture) & (rows.poisoning_ratio == row.poisoning_ratio)
+        victim = rows[same & rows.clean_data.fillna(row.clean_data).eq(row.clean_data)]
+        if len(victim):
+            before = victim.iloc[0]
+            asr_drop, acc_drop = before.asr_mean - row.asr_mean, before.acc_mean - row.acc_mean
+            der[position] = 50 * ((max(0, asr_drop) - max(0, acc_drop)) / 100 + 1)
+    for position in rows.index[average]:
+        parts = (filled == filled.loc[position]).all(axis=1) & (rows.defense == rows.defense[position]) & ~average
+        for metric in ("acc", "asr"):
+            rows.loc[position, f"recomputed_{metric}"] = rows.loc[parts, f"{metric}_mean"].mean()
+        der[position] = der[parts].mean()
+    rows["recomputed_der"] = der
+    for metric in ("acc", "asr", "der"):
+        if f"recomputed_{metric}" not in rows:
+            rows[f"recomputed_{metric}"] = math.nan
+        agrees = (rows[f"recomputed_{metric}"] - rows[f"{metric}_mean"]).abs() <= TOLERANCE
+        rows.loc[agrees | rows[f"{metric}_mean"].isna(), f"recomputed_{metric}"] = math.nan
+    return rows
+
+
+@cache
+def _records(name: str) -> list[dict[str, Any]]:
+    """A shipped CSV as dictionaries; null is None."""
+    found = read(name)
+    return found.astype(object).where(found.notna(), None).to_dict("records")
+
+
+def remarks(row: Found) -> list[str]:
+    """What is doubtful about a published row, and its own note."""
+    columns = ("paper", "table", "clean_data", "attack", "defense")
+    known = [r["remark"] for r in _records("remarks") if all(r[c] is None or r[c] == row[c] for c in columns)]
+    return [*([row["note"]] if isinstance(row.get("note"), str) else []), *known]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A cell of ours beside a published row.
+
+    Args:
+        cell: of :func:`summary.cells`.
+        other: why ours is not the same object, by kind (``attack``); empty: it is, and a difference has a meaning.
+        caveats: what may still set them apart.
+        settings: where ours was made in another way than the published one.
+    """
+
+    cell: Found
+    other: Mapping[str, str]
+    caveats: tuple[str, ...]
+    settings: tuple[str, ...]
+
+
+class Ours:
+    """Our cells, ready to be looked up for published rows."""
+
+    def __init__(self, cells: DataFrame) -> None:
+        self._by_name: dict[tuple[str, str, str], list[Found]] = {}
+        for cell in cells.to_dict("records"):
+            attack = cell["attack"] if isinstance(cell["attack"], str) else "none"
+            defense = cell["defense"] if isinstance(cell["defense"], str) else "none"
+            self._by_name.setdefault((cell["dataset"], attack, defense), []).append(cell)
+
+    def matches(self, row: Found) -> Iterator[Match]:
+        """Cells with a published row's data set, network, attack, poisoning ratio, clean data and defense.
+
+        An ablation of ours stands beside a row only if none of our cells has the method's own options.
+        """
+        asked = _setting(row)
+        if asked is None:
+            return
+        for objects in product(*(_objects(row, kind) for kind in OTHER)):
+            network, attack, defense = (found["ours"] for found in objects)
+            cells = [
+                c for c in self._by_name.get((row["dataset"], attack, defense), ()) if c["architecture"] == network
+            ]
+            cells = [c for c in cells if _same_ratio(row["poisoning_ratio"], c["poisoning_ratio"])]
+            if row["defense"] != "none":
+                cells = [c for c in cells if _same_clean(row["clean_data"], c)]
+                cells = [c for c in cells if not asked or holds(asked, label.flat(c["defense_options"]))]
+            kept: dict[tuple[str, ...], Found] = {}
+            for cell in sorted(cells, key=lambda c: ("[" in c["defense_label"], -c["n"])):
+                kept.setdefault((cell["variant"], cell["network"], cell["preset"], cell["attack_label"]), cell)
+            yield from (_match(row, cell, dict(zip(OTHER, objects, strict=True))) for cell in kept.values())
+
+
+def _match(row: Found, cell: Found, objects: Mapping[str, Found]) -> Match:
+    victim = {**label.flat(cell["attack_options"]), **label.flat(cell["victim_options"])}
+    if cell["width"] == cell["width"]:  # null is not itself
+        victim["width"] = cell["width"]
+    defense = label.flat(cell["defense_options"])
+    other = {}
+    for kind, found in objects.items():
+        options = {"attack": victim, "defense": defense}.get(kind, victim)
+        if found["same"] == "no" or (isinstance(found["when"], str) and not holds(found["when"], options)):
+            other[kind] = found["why"]
+    caveats = tuple(f["why"] for kind, f in objects.items() if f["same"] == "likely" and kind not in other)
+    made = _differences(row["paper"], "victim", victim)
+    made += [f"pixels {cell['variant']}"] * (cell["variant"] != cell["dataset"]) + [f"preset {cell['preset']}"]
+    settings = [f"victim: {', '.join(made)}"]
+    if row["defense"] != "none":
+        done = _differences(row["paper"], row["defense"], defense)
+        settings += [f"{row['defense']}: {', '.join(done)}"] * bool(done)
+    labels = [str(cell[c]) for c in ("attack_label", "defense_label") if "[" in str(cell[c])]
+    return Match(cell, other, caveats, (*settings, *labels))
+
+
+def _differences(paper: str, method: str, options: Found) -> list[str]:
+    found = []
+    for line in _records("settings"):
+        if (line["paper"], line["method"]) != (paper, method):
+            continue
+        option, printed = line["option"], line["published"]
+        value = options.get(option, options.get(f"{option}._target_", options))
+        if value is not options and not _equal(printed, value):
+            shown = str(value).rpartition(".")[2] if isinstance(value, str) else f"{value:g}"
+            found.append(f"{option.removeprefix('recipe.')} {shown} (published {printed})")
+    return found
+
+
+def holds(conditions: str, options: Found) -> bool:
+    """Whether options fulfil ``a=1|none; b=*``: one of the values each, ``none`` for null or absent, ``*`` for any."""
+    for condition in conditions.split(";"):
+        path, _, wanted = condition.strip().partition("=")
+        value = options.get(path)
+        if not any((v == "*" and value is not None) or _equal(v, value) for v in wanted.split("|")):
+            return False
+    return True
+
+
+def _equal(text: str, value: Any) -> bool:
+    if value is None:
+        return text == "none"
+    try:
+        return math.isclose(float(text), float(value), rel_tol=1e-6)
+    except (TypeError, ValueError):
+        return text in (str(value), str(value).rpartition(".")[2])
+
+
+def _objects(row: Found, kind: str) -> list[Found]:
+    """What a paper's name stands for among ours; several if we have several of that name."""
+    if row[kind] == "none":
+        return [{"ours": "none", "same": "yes", "when": None, "why": None}]
+    place = (row["paper"], kind, row[kind])
+    return [o for o in _records("objects") if (o["paper"], o["kind"], o["name"]) == place and o["ours"] is not None]
+
+
+def _setting(row: Found) -> str | None:
+    """The condition that a row's ``setting`` puts on our defense: none is the empty text, None: we have none such."""
+    if not isinstance(row["setting"], str):
+        return ""
+    place = (row["paper"], "setting", row["setting"])
+    found = [o["when"] for o in _records("objects") if (o["paper"], o["kind"], o["name"]) == place]
+    return str(found[0]) if found else None
+
+
+def _same_ratio(published: float, ours: float) -> bool:
+    if math.isnan(ours):
+        return published == 0
+    return math.isclose(published, ours, rel_tol=1e-6)
+
+
+def _same_clean(published: Any, cell: Found) -> bool:
+    kind, _, amount = str(published).partition(":")
+    value = {"spc": cell["spc"], "ratio": cell["clean_ratio"]}.get(kind)
+    return value is not None and value == value and math.isclose(float(amount), float(value), rel_tol=1e-6)

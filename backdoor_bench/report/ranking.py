@@ -1,0 +1,198 @@
+"""Which defense beats fine-pruning and fine-tuning on ASR, RDR and ARR at once: the survey's question.
+
+Every defense is compared with FP and FT on the same victims, clean data and repetitions (pairs). A victim's pairs
+are not independent, so victims are resampled, not pairs, where there are several. Defenses that assume more than
+clean data are left out, and so are weak attacks: a victim whose ASR was never high cannot rank anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backdoor_bench.report import label
+from backdoor_bench.report.layout import NAMES, Cell, Column, Row, Table, number
+from backdoor_bench.report.summary import Array, interval
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+BASELINES = ("fp", "ft")
+CRITERIA = ("asr", "rdr", "arr")
+"""Lower is better for each."""
+FEWEST = 5
+"""Victims (or pairs of one victim) below which nothing is won or lost: an interval of fewer is far too narrow."""
+PAIRED = ("victim", "regime", "clean_from", "repetition")
+FIELD = ("dataset", "variant", "network", "preset")
+"""What rankings are made within; attacks, ratios and regimes are pooled."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One criterion of one defense against one baseline; fractions, negative means the defense is better.
+
+    Args:
+        difference: mean over victims of the mean over their pairs.
+        low, high: 95 % bootstrap interval; NaN for a single pair.
+        result: ``win``, ``loss``, ``tie`` (the interval holds 0), or ``undecided`` (fewer than :data:`FEWEST`).
+        wins, ties, losses, undecided: the same for each victim with a regime by its own pairs, counted.
+    """
+
+    difference: float
+    low: float
+    high: float
+    result: str
+    wins: int
+    ties: int
+    losses: int
+    undecided: int
+
+
+@dataclass(frozen=True)
+class Duel:
+    """A defense against a baseline: pairs, victims, a verdict by criterion, and both sides' medians over the pairs."""
+
+    defense: str
+    baseline: str
+    pairs: int
+    victims: int
+    verdicts: Mapping[str, Verdict]
+    medians: Mapping[str, tuple[float, float]]
+
+    @property
+    def beats(self) -> bool:
+        """Better in all criteria at once, beyond the uncertainty."""
+        return all(verdict.result == "win" for verdict in self.verdicts.values())
+
+    @property
+    def lower_medians(self) -> bool:
+        """The survey's own criterion: every median is lower. It knows no uncertainty."""
+        return all(own < other for own, other in self.medians.values())
+
+
+def eligible(runs: DataFrame) -> tuple[DataFrame, dict[str, int]]:
+    """The runs that may be ranked, and how many were left out, by reason."""
+    frame = label.add(runs)
+    frame = frame[frame.defense.notna()]
+    failed, weak = frame.status != "ok", frame.weak_attack.fillna(False).astype(bool)
+    knows, clean = frame.assumes.fillna("") != "", frame.attack.isna()
+    out = {"failed": failed, "of a weak attack": weak & ~failed, "assume more than clean data": knows & ~weak & ~failed,
+           "on clean networks": clean & ~knows & ~failed}  # fmt: skip
+    kept = frame[~(failed | weak | knows | clean) & frame[list(CRITERIA)].notna().all(axis=1)]
+    return kept, {reason: int(mask.sum()) for reason, mask in out.items() if mask.any()}
+
+
+def duels(runs: DataFrame) -> list[Duel]:
+    """Every defense against each baseline.
+
+    Args:
+        runs: eligible ones, of one :data:`FIELD`.
+    """
+    keys = list(PAIRED)
+    found = []
+    for baseline in BASELINES:
+        base = runs[runs.defense_label == baseline].set_index(keys)[list(CRITERIA)]
+        for name, own in runs[runs.defense_label != baseline].groupby("defense_label"):
+            pairs = own.set_index(keys)[list(CRITERIA)].join(base, rsuffix="_base", how="inner")
+            if len(pairs):
+                found.append(_duel(str(name), baseline, pairs))
+    return found
+
+
+def _duel(defense: str, baseline: str, pairs: DataFrame) -> Duel:
+    verdicts, medians = {}, {}
+    for criterion in CRITERIA:
+        own, other = pairs[criterion], pairs[f"{criterion}_base"]
+        verdicts[criterion] = _verdict((own - other).rename("d").reset_index())
+        medians[criterion] = (float(own.median()), float(other.median()))
+    return Duel(defense, baseline, len(pairs), pairs.index.get_level_values("victim").nunique(), verdicts, medians)
+
+
+def _verdict(pairs: DataFrame) -> Verdict:
+    by_victim = pairs.groupby("victim").d.mean().to_numpy()
+    units = by_victim if len(by_victim) > 1 else pairs.d.to_numpy()
+    low, high, result = _judged(units)
+    counts = {"win": 0, "tie": 0, "loss": 0, "undecided": 0}
+    for _, scenario in pairs.groupby(["victim", "regime"]).d:
+        counts[_judged(scenario.to_numpy())[2]] += 1
+    return Verdict(float(units.mean()), low, high, result, *counts.values())
+
+
+def _judged(differences: Array) -> tuple[float, float, str]:
+    if len(differences) < 2:
+        return math.nan, math.nan, "undecided"
+    low, high = (float(bound[0]) for bound in interval(differences[None]))
+    if len(differences) < FEWEST:
+        return low, high, "undecided"
+    return low, high, "win" if high < 0 else "loss" if low > 0 else "tie"
+
+
+def tables(runs: DataFrame) -> Iterator[Table]:
+    """Medians and duels, one pair of tables per :data:`FIELD` that has a baseline; the first says what was left out."""
+    kept, out = eligible(runs)
+    left = [f"Not ranked: {count:,} runs {reason}." for reason, count in out.items()]
+    for position, (field, part) in enumerate(kept.groupby(list(FIELD), sort=True)):
+        place = f"{field[1]}, {field[2]}, preset {field[3]}"
+        yield _medians(part, place, f"medians_{position + 1}")
+        found = duels(part)
+        if found:
+            yield _duels(found, place, left, f"ranking_{position + 1}")
+
+
+def _medians(part: DataFrame, place: str, name: str) -> Table:
+    rows = []
+    for defense, runs in sorted(part.groupby("defense_label"), key=lambda item: item[1].asr.median()):
+        cells: list[Cell] = [(str(defense),)]
+        for criterion in CRITERIA:
+            low, high = np.percentile(runs[criterion], [25, 75])
+            spread = (f"[{number(low)}, {number(high)}]",) if len(runs) > 1 else ()
+            cells.append((number(runs[criterion].median()), *spread))
+        rows.append(Row([*cells, (str(len(runs)),), (str(runs.victim.nunique()),)]))
+    columns = [Column("defense", numeric=False), *(Column(NAMES[c], "median") for c in CRITERIA), Column("runs"),
+               Column("victims")]  # fmt: skip
+    notes = ["Percent, lower is better; medians over all attacks, ratios, regimes and repetitions, [quartiles]. "
+             "Defenses may have run on different victims: only the pairs below compare like with like."]  # fmt: skip
+    return Table(name, f"Medians: {place}", columns, rows, notes)
+
+
+def _duels(found: list[Duel], place: str, left: list[str], name: str) -> Table:
+    columns = [Column("defense", numeric=False), Column("against", numeric=False), Column("pairs"), Column("victims")]
+    for criterion in CRITERIA:
+        columns += [Column(f"Δ{NAMES[criterion]}", NAMES[criterion]), Column("w/t/l", NAMES[criterion])]
+    columns += [Column("beats at once", numeric=False), Column("medians lower", numeric=False)]
+    rows = [Row(_line(duel), duel.baseline) for duel in found]
+    both = [d for d in dict.fromkeys(duel.defense for duel in found)
+            if {duel.baseline for duel in found if duel.defense == d and duel.beats} == set(BASELINES)]  # fmt: skip
+    open_ = sorted({duel.defense for duel in found if _open(duel)})
+    answer = f"Better than FP and FT on ASR, RDR and ARR at once, beyond the uncertainty: {', '.join(both) or 'none'}."
+    answer += f" Too few victims or pairs to say (under {FEWEST}): {', '.join(open_)}." if open_ else ""
+    notes = [
+        answer,
+        "Δ: mean difference in points over the same victims, clean data and repetitions, negative is better, [95 % "
+        "bootstrap interval; victims resampled where there are several]. w/t/l: victims with a regime won, tied and "
+        f"lost by their own pairs; (n?): of fewer than {FEWEST} pairs, which decide nothing.",
+        *left,
+    ]
+    return Table(name, f"Against fine-pruning and fine-tuning: {place}", columns, rows, notes)
+
+
+def _line(duel: Duel) -> list[Cell]:
+    cells: list[Cell] = [(duel.defense,), (duel.baseline,), (str(duel.pairs),), (str(duel.victims),)]
+    for criterion in CRITERIA:
+        verdict = duel.verdicts[criterion]
+        bounds = () if math.isnan(verdict.low) else (f"[{number(verdict.low, True)}, {number(verdict.high, True)}]",)
+        cells.append((number(verdict.difference, True), *bounds, verdict.result))
+        unknown = f" ({verdict.undecided}?)" if verdict.undecided else ""
+        cells.append((f"{verdict.wins}/{verdict.ties}/{verdict.losses}{unknown}",))
+    beats = "yes" if duel.beats else "undecided" if _open(duel) else "no"
+    return [*cells, (beats,), ("yes" if duel.lower_medians else "no",)]
+
+
+def _open(duel: Duel) -> bool:
+    """Whether more runs could still make it beat the baseline: nothing is lost or tied yet, something is undecided."""
+    results = {verdict.result for verdict in duel.verdicts.values()}
+    return "undecided" in results and results <= {"win", "undecided"}
