@@ -1,0 +1,106 @@
+"""The command: ``python -m backdoor_bench.report.figure medians time dataset=cifar10 --out figures``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from backdoor_bench import progress
+from backdoor_bench.errors import BenchError, ConfigError, unknown
+from backdoor_bench.report.figure import style
+from backdoor_bench.report.figure.draw import FIGURES, draw
+from backdoor_bench.report.frame import Records, load
+
+
+def write(
+    records: Records,
+    names: Sequence[str],
+    out: Path,
+    formats: Sequence[str] = style.FORMATS,
+    parameter: str | None = None,
+    weak: bool = False,
+    strict: bool = True,
+) -> list[Path]:
+    """Draw figures into files ``NAME.FORMAT``.
+
+    Args:
+        names: of :data:`FIGURES`.
+        strict: whether a figure with nothing to show is an error; else its reason is said, and the others are drawn.
+
+    Raises:
+        ConfigError: an unknown name or format; nothing to show.
+        StoreError: the folder cannot be written.
+    """
+    style.check_formats(formats)
+    for name in names:
+        if name not in FIGURES:
+            raise unknown("figure", name, FIGURES)
+    made: list[Path] = []
+    for name in names:
+        try:
+            figure = draw(name, records, parameter, weak)
+        except ConfigError as error:
+            if strict:
+                raise
+            progress.say(f"{name}: {error}")
+            continue
+        stem = re.sub(r"[^\w.-]", "_", f"{name}_{parameter}") if name == "sensitivity" else name
+        made += style.save(figure, out, stem, formats)
+    if not made:
+        raise ConfigError("none of the figures has anything to show with these records; the lines above say why")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw. Returns 0, or 1 if something that was asked for could not be drawn."""
+    parser = argparse.ArgumentParser(
+        prog="python -m backdoor_bench.report.figure", description="Figures of records.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="figures:\n" + "\n".join(f"  {name:<23} {what}" for name, what in FIGURES.items()),
+    )  # fmt: skip
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="NAME | COLUMN=VALUE",
+        help="figures (none: all that have something to show); filters",
+    )
+    parser.add_argument(
+        "--from", dest="sources", nargs="+", default=[], metavar="PATH",
+        help="stores, folders or files of records; default: the store",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--formats", default=",".join(style.FORMATS), help="some of svg,pdf,png")
+    parser.add_argument("--parameter", metavar="NAME", help="the option of `sensitivity`, as on the command line")
+    parser.add_argument("--weak", action="store_true", help="keep runs of weak attacks")
+    options = parser.parse_args(arguments)
+    names = [word for word in options.words if "=" not in word]
+    every = [name for name in FIGURES if name != "sensitivity" or options.parameter]
+    try:
+        for name in names:
+            if name not in FIGURES:
+                raise unknown("figure", name, FIGURES)
+        records = load(options.sources, [word for word in options.words if "=" in word])
+        made = write(
+            records,
+            names or every,
+            options.out,
+            options.formats.split(","),
+            options.parameter,
+            options.weak,
+            bool(names),
+        )
+    except BenchError as error:
+        progress.say(f"error: {error}")
+        return 1
+    except ModuleNotFoundError as error:
+        progress.say(f"error: figures need {error.name}; install it with pip install 'backdoor_bench[report]'")
+        return 1
+    progress.say(f"{len(made)} files: {', '.join(sorted({path.stem for path in made}))} in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Lines over a setting: clean ratio, poisoning ratio, any swept option, and the share that was pruned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backdoor_bench.errors import ConfigError
+from backdoor_bench.report.figure import option, pick, style
+from backdoor_bench.report.figure.pick import Facet
+from backdoor_bench.report.frame import Records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame, Series
+
+WIDE = 20.0
+"""A positive axis whose largest value is more than this many times the smallest is logarithmic."""
+PRUNED = ("pruned", "zeroed")
+OF = ("entries", "units", "features", "channels", "weights", "filters", "neurons")
+
+
+def draw_clean_ratio(records: Records, weak: bool = False) -> Figure:
+    """ASR and ACC against the clean ratio, a line for each defense (UniBP, Fig. 4)."""
+    picked = pick.pick(records, ("asr", "acc"), weak=weak)
+    runs = picked.runs[picked.runs.clean_ratio.notna()]
+    spc = len(picked.runs) - len(runs)
+    runs, single = _several(runs, "clean_ratio", "clean ratios", "-m +attack=badnet +defense=ft clean_ratio=0.01,0.05")
+    notes = [_count(runs), *picked.notes[1:], *[f"{spc:,} at samples per class not shown"] * bool(spc), *single]
+    axis = ("clean ratio, %", 100.0)
+    return _curves(runs, notes, "clean_ratio", axis, "ASR and ACC against the clean ratio", ["clean_ratio", "regime"])
+
+
+def draw_poisoning_ratio(records: Records) -> Figure:
+    """ASR and ACC against the poisoning ratio, a line for each defense and one for the victims (UniBP, Fig. 5).
+
+    Weak attacks are in it: how weak is what the victims' line shows.
+    """
+    picked = pick.pick(records, ("asr", "acc"), weak=True)
+    import pandas as pd
+
+    example = "-m +attack=badnet +defense=ft attack.poisoning_ratio=0.01,0.1"
+    runs, single = _several(picked.runs, "poisoning_ratio", "poisoning ratios", example)
+    notes = [_count(runs), *picked.notes[1:], *single]
+    victims = runs.drop_duplicates("victim").assign(defense=style.NO_DEFENSE, assumes="")
+    victims = victims.assign(asr=victims.before_asr, acc=victims.before_acc)
+    runs = pd.concat([runs, victims], ignore_index=True)
+    axis = ("poisoning ratio, %", 100.0)
+    title = "ASR and ACC against the poisoning ratio"
+    return _curves(runs, notes, "poisoning_ratio", axis, title, ["poisoning_ratio"])
+
+
+def draw_sensitivity(records: Records, parameter: str, weak: bool = False) -> Figure:
+    """ASR and ACC against the values of one option, a panel for each defense that has it, a line for each attack.
+
+    Args:
+        parameter: as on the command line: ``defense.stages.prune.noise``, ``attack.alpha``, ``recipe.epochs``.
+
+    Raises:
+        ConfigError: no run has such an option (close matches are named), or it was never swept.
+    """
+    defended = parameter.startswith("defense.")
+    picked = pick.pick(records, ("asr", "acc"), defended=defended, weak=weak)
+    runs = picked.runs.assign(value=option.values(picked.runs, parameter))
+    runs = runs[runs.value.notna()]
+    runs = runs.assign(defense=runs.defense.fillna(style.NO_DEFENSE), assumes=runs.assumes.fillna(""))
+    swept = runs.groupby(["defense", "attack"]).value.transform("nunique") > 1
+    if not swept.any():
+        only = ", ".join(map(str, pick.ordered(runs.value)))
+        raise ConfigError(
+            f"{parameter} is {only} in all these runs with one defense and attack; sweep it first: "
+            f"python -m backdoor_bench -m +attack=badnet +defense=NAME {parameter}=A,B,C"
+        )
+    left_out = [f"{int((~swept).sum()):,} runs at a single value not shown"] * bool((~swept).any())
+    runs = runs[swept]
+    notes = [_count(runs), *picked.notes[1:], *left_out]
+    panels = pick.facets(runs, ("dataset", "architecture", "defense"))
+    title = f"ASR and ACC against {parameter}"
+    shown = ["defense", "attack", *(["defense_options"] if defended else ["victim_options", "attack_options"])]
+    rest = option.rest(runs, parameter)
+    if rest.groupby([runs.defense, runs.attack]).nunique().gt(1).any():
+        notes.append("Other options of the same defense or attack differ too")
+    return _curves(runs, notes, "value", (parameter, 1.0), title, shown, panels, "attack")
+
+
+def draw_budget(records: Records, weak: bool = False) -> Figure:
+    """ASR and ACC against the share of units that was pruned, a line for each defense (UniBP, Fig. 8).
+
+    The share is of what the defense could have pruned, as its stage reports it; a line joins runs whose options
+    differ, so each of its points is another budget.
+    """
+    picked = pick.pick(records, ("asr", "acc"), weak=weak)
+    runs = picked.runs.merge(shares(records.stages), on="key")
+    if not len(runs):
+        raise ConfigError("no run's stages report what they pruned; run one of a pruning defense: +defense=unibp")
+    budgets = runs.groupby(["defense", "attack"]).defense_options.transform("nunique") > 1
+    budgets &= runs.groupby(["defense", "attack"]).share.transform("nunique") > 1
+    if not budgets.any():
+        raise ConfigError(
+            "no defense was run with several pruning budgets; sweep one: "
+            "python -m backdoor_bench -m +attack=badnet +defense=unibp defense.stages.mask.k=0.01,0.05,0.1"
+        )
+    runs = runs[budgets]
+    # Runs of one budget stand at its mean share, or the line would run back and forth over repetitions.
+    runs["share"] = runs.groupby(["dataset", "architecture", "attack", "defense_options"]).share.transform("mean")
+    notes = [_count(runs), *picked.notes[1:], "Share of what the defense ranks: " + _denominators(runs)]
+    axis = ("pruned, %", 100.0)
+    title = "ASR and ACC against the pruning budget"
+    return _curves(runs, notes, "share", axis, title, ["defense_options"])
+
+
+def _count(runs: DataFrame) -> str:
+    return f"n = {len(runs):,} runs"
+
+
+def shares(stages: DataFrame) -> DataFrame:
+    """``key share unit``: of each run the share that its last pruning stage pruned, from the stage's report."""
+    import pandas as pd
+
+    found = {}
+    for row in stages.sort_values("position").itertuples():
+        report = json.loads(row.report)
+        part = next((report[name] for name in PRUNED if name in report), None)
+        unit = next((name for name in OF if name in report and (name != "neurons" or "weights" not in report)), None)
+        if part is not None and unit is not None and report[unit]:
+            found[row.key] = (row.key, part / report[unit], unit)
+    return pd.DataFrame(list(found.values()), columns=["key", "share", "unit"])
+
+
+def _denominators(runs: DataFrame) -> str:
+    pairs = sorted({(row.defense, row.unit) for row in runs.itertuples()})
+    return ", ".join(f"{unit} ({defense})" for defense, unit in pairs)
+
+
+def _several(runs: DataFrame, column: str, words: str, example: str) -> tuple[DataFrame, list[str]]:
+    """The runs whose defense, attack, data set and network were run at two values or more, and a note on the others."""
+    swept = runs.groupby(["defense", "attack", "dataset", "architecture"])[column].transform("nunique") > 1
+    if not swept.any():
+        have = ", ".join(pick.text(column, value) for value in pick.ordered(runs[column])) or "none"
+        raise ConfigError(
+            f"a line needs one defense and attack at two {words} or more, and these runs have {have}; sweep them: "
+            f"python -m backdoor_bench {example}"
+        )
+    return runs[swept], [f"{int((~swept).sum()):,} at a single one of the {words} not shown"] * bool((~swept).any())
+
+
+def _curves(
+    runs: DataFrame,
+    notes: Sequence[str],
+    column: str,
+    axis: tuple[str, float],
+    title: str,
+    shown: Sequence[str],
+    panels: Sequence[Facet] | None = None,
+    lines: str = "defense",
+) -> Figure:
+    """Rows ASR and ACC, columns the facets; a line through the means, a point for each run."""
+    panels = pick.facets(runs) if panels is None else panels
+    words, factor = axis
+    names = pick.defenses(runs) if lines == "defense" else sorted(runs[lines].unique())
+    if style.NO_DEFENSE in names:
+        names = [name for name in names if name != style.NO_DEFENSE] + [style.NO_DEFENSE]
+    place, ticks = _axis(runs[column], factor)
+    with style.printed():
+        figure, drawn = style.canvas(2, len(panels), 2.6 if len(panels) > 1 else 3.4, 1.7, sharex=True, sharey="row")
+        for row, metric in zip(drawn, ("asr", "acc"), strict=True):
+            for panel, facet in zip(row, panels, strict=True):
+                for name in names:
+                    _line(panel, facet.runs[facet.runs[lines] == name], column, metric, place, name)
+                if metric == "asr":
+                    panel.set_title(facet.title)
+                    panel.set_ylim(-4, 104)
+                ticks(panel)
+            row[0].set_ylabel(pick.LABELS[metric])
+        for panel in drawn[-1]:
+            panel.set_xlabel(words)
+        labels = {name: pick.label(runs, name) if lines == "defense" else name for name in names}
+        style.legend(figure, [style.handle(labels[name], style.look(name)) for name in names])
+        style.title(figure, title)
+        measured = runs[runs.defense != style.NO_DEFENSE] if lines == "defense" else runs
+        told = ["defense", "attack", "dataset", "architecture", *shown]
+        style.footnote(figure, [*notes, "Lines: means, points: runs", *pick.pooled(measured, told),
+                                *pick.oracles(measured)])  # fmt: skip
+    return figure
+
+
+def _line(panel: Axes, runs: DataFrame, column: str, metric: str, place: Callable[[Any], float], name: str) -> None:
+    if not len(runs):
+        return
+    how, x, y = style.look(name), np.array([place(value) for value in runs[column]]), 100 * runs[metric].to_numpy()
+    at = np.unique(x)
+    dash = "none" if _are_words(runs[column]) else how.dash
+    panel.plot(at, [y[x == one].mean() for one in at], color=how.color, linestyle=dash, marker=how.marker or None)
+    panel.scatter(x, y, s=5, color=how.color, alpha=0.5, linewidths=0)
+
+
+def _are_words(values: Series[Any]) -> bool:
+    return any(isinstance(value, (str, bool)) for value in values)
+
+
+def _axis(values: Series[Any], factor: float) -> tuple[Callable[[Any], float], Callable[[Axes], None]]:
+    """Where a value stands on the horizontal axis, and what sets the axis up: numbers by size, words side by side."""
+    distinct = pick.ordered(values)
+    if _are_words(values):
+        order = {value: float(number) for number, value in enumerate(distinct)}
+
+        def side_by_side(panel: Axes) -> None:
+            panel.set_xticks(list(order.values()), [str(value) for value in order])
+            panel.set_xlim(-0.4, len(order) - 0.6)
+
+        return order.__getitem__, side_by_side
+    numbers = [factor * float(value) for value in distinct]
+
+    def by_size(panel: Axes) -> None:
+        if min(numbers) > 0 and max(numbers) / min(numbers) > WIDE:
+            panel.set_xscale("log")
+        if len(numbers) <= 7:
+            panel.set_xticks(numbers, [f"{number:.3g}" for number in numbers])
+            panel.minorticks_off()
+
+    return lambda value: factor * float(value), by_size
