@@ -30,6 +30,14 @@ class StoreError(BenchError):
     """The store could not be read or written."""
 
 
+class UnwritableError(StoreError):
+    """The store takes nothing: its disk is full or read-only."""
+
+
+class BusyError(StoreError):
+    """Another process works on the same, and whoever asked would not wait."""
+
+
 class UntrustedError(BenchError):
     """A stored file asks for code that is not ours to run."""
 

@@ -16,12 +16,10 @@ from backdoor_bench import environment, progress, tracking
 from backdoor_bench.bench import Bench, Plan, Victim
 from backdoor_bench.dataset import Data, draw_clean
 from backdoor_bench.defense import DefenderView, Defense
-from backdoor_bench.errors import BenchError
+from backdoor_bench.errors import BenchError, BusyError
 from backdoor_bench.metric import Evaluator, Measurement, compare
 from backdoor_bench.model import addition
-from backdoor_bench.store import Stored
-
-RECORD_FORMAT = 1
+from backdoor_bench.store import RECORD_FORMAT, Stored
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,16 @@ class Outcome:
 
 def run(config: Mapping[str, Any], bench: Bench) -> Outcome:
     """Do one run, or find it done. A failure is recorded with its reason and raised again."""
-    plan = bench.plan(config)
+    return run_plan(bench.plan(config), bench)
+
+
+def run_plan(plan: Plan, bench: Bench) -> Outcome:
+    """The same for a run that is planned already.
+
+    Raises:
+        BusyError: another process works on the run or on its victim, and the bench's store does not wait.
+    """
+    config = plan.config
     with bench.store.claim(f"run-{plan.key}"):
         record = bench.store.record(plan.key)
         if record is not None and not config["force"] and not _lacks_purified(plan, bench):
@@ -45,6 +52,8 @@ def run(config: Mapping[str, Any], bench: Bench) -> Outcome:
         facts = describe(plan, started)
         try:
             record = {**facts, "status": "ok", **experiment(plan, bench)}
+        except BusyError:
+            raise
         except Exception as error:
             reason = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
             failed = {**facts, "status": "failed", "reason": reason, "seconds": time.time() - started}

@@ -1,5 +1,5 @@
 """Victims by content (trained once, found ever after); run records."""
 
-from backdoor_bench.store.base import Store, Stored
+from backdoor_bench.store.base import RECORD_FORMAT, Store, Stored
 
-__all__ = ["Store", "Stored"]
+__all__ = ["RECORD_FORMAT", "Store", "Stored"]

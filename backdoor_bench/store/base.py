@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-import torch
-from filelock import FileLock
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from backdoor_bench import progress
-from backdoor_bench.errors import StoreError
+from backdoor_bench.errors import BusyError, StoreError, UnwritableError
 from backdoor_bench.store import files
+from backdoor_bench.store.lock import Lock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECORD_FORMAT = 1
+"""Raised when records change so that earlier code would read them wrongly."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,15 @@ class Store:
 
     Whatever has its final name is whole and checked by hash when read. Locks are the operating system's, so a killed
     process leaves none behind.
+
+    Args:
+        root: the folder; made when something is written.
+        wait: whether :meth:`claim` waits for another process, or raises :class:`BusyError`.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, wait: bool = True) -> None:
         self.root = Path(root).resolve()
+        self._wait = wait
 
     # -- networks ------------------------------------------------------------------------------------------------
 
@@ -56,6 +63,8 @@ class Store:
 
     def load(self, kind: str, key: str) -> Stored | None:
         """The stored network, or None. A damaged one is said, set aside, and counts as not there."""
+        import safetensors.torch  # torch: seconds that readers of records need not spend
+
         if not re.fullmatch(r"[\w-]+", key):  # it may come from a file: never a path to elsewhere
             raise StoreError(f"'{key}' is no key; expected letters and digits, as records have it")
         folder = self.root / kind / key
@@ -78,6 +87,8 @@ class Store:
 
     def save(self, kind: str, key: str, stored: Stored) -> Stored:
         """Write a network under its key; what is there already stays. Returns it with its complete manifest."""
+        import safetensors.torch
+
         with files.whole(self.root / kind / key, self.root / "tmp") as folder:
             digests = {}
             for stem, tensors in stored.tensors.items():
@@ -94,7 +105,7 @@ class Store:
 
     def replace(self, kind: str, key: str, stored: Stored) -> Stored:
         """Write a network in the place of an earlier one of the same key (a forced run's purified network)."""
-        with self.claim(f"{kind}-{key}"):
+        with self.claim(f"{kind}-{key}", wait=True):  # a moment, never worth a run that is done
             folder = self.root / kind / key
             old = self.root / "tmp" / uuid.uuid4().hex
             if folder.exists():
@@ -112,13 +123,24 @@ class Store:
         return next((record for record in reversed(self.attempts(key)) if record.get("status") == "ok"), None)
 
     def attempts(self, key: str) -> list[dict[str, Any]]:
-        """All readable records of a run, oldest first; a damaged one is said and set aside."""
+        """All readable records of a run, oldest first; a damaged one is said and set aside.
+
+        Raises:
+            StoreError: a record was written by a newer version.
+        """
         found = []
-        for path in sorted((self.root / "runs" / key).glob("*.json")):
+        for path in sorted((self.root / "runs" / key).glob("[!.]*.json")):
             try:
-                found.append(files.read_json(path))
+                record = files.read_json(path)
             except (OSError, ValueError) as error:
                 _set_aside(path, f"record {key}/{path.name} is damaged ({error})")
+                continue
+            if record.get("format", RECORD_FORMAT) > RECORD_FORMAT:
+                raise StoreError(
+                    f"record {key}/{path.name} has format {record['format']}, and this version reads up to "
+                    f"{RECORD_FORMAT}: a newer backdoor_bench wrote it; update, or choose another store_dir"
+                )
+            found.append(record)
         return found
 
     def add_record(self, key: str, record: Mapping[str, Any]) -> Path:
@@ -126,7 +148,7 @@ class Store:
         folder = self.root / "runs" / key
         taken = [int(path.name[:4]) for path in folder.glob("[0-9][0-9][0-9][0-9].json*")]
         path = folder / f"{max(taken, default=0) + 1:04d}.json"
-        files.write_json(path, record)
+        files.write_json(path, record, self.root / "tmp")
         return path
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -140,18 +162,23 @@ class Store:
     # -- locks ---------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def claim(self, name: str) -> Iterator[None]:
-        """Hold the lock of this name; waits while another process holds it, and says so."""
+    def claim(self, name: str, wait: bool | None = None) -> Iterator[None]:
+        """Hold the lock of this name. While another process holds it: waits and says so, or raises, as the store does.
+
+        Raises:
+            BusyError: another process holds it, and ``wait`` (by default the store's own) is False.
+            StoreError: the store cannot be written.
+        """
+        lock = Lock(self.root / "locks" / f"{name}.lock")
         try:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / "locks" / f"{name}.lock")
-            try:
-                lock.acquire(timeout=0.05)
-            except TimeoutError:
+            if not lock.acquire(wait=False):
+                if not (self._wait if wait is None else wait):
+                    raise BusyError(f"another process works on {name}")
                 progress.say(f"waiting for another process that works on {name}")
                 lock.acquire()
         except OSError as error:
-            raise StoreError(
+            raise UnwritableError(
                 f"cannot write to the store {self.root}: {error}; choose another with store_dir=PATH"
             ) from error
         try:
@@ -162,6 +189,8 @@ class Store:
 
 def _own(tensor: Tensor) -> Tensor:
     """Row-major on the CPU, in memory of its own: safetensors refuses tensors that share theirs (tied weights)."""
+    import torch
+
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 

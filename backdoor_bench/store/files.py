@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from backdoor_bench.errors import StoreError
+from backdoor_bench.errors import UnwritableError
+from backdoor_bench.store.lock import Lock
 
 
 @contextmanager
@@ -24,11 +25,10 @@ def whole(target: Path, scratch: Path) -> Iterator[Path]:
     ``scratch`` is on the same file system. If ``target`` exists by then, it stays and the new one is dropped.
 
     Raises:
-        StoreError: the disk is full or cannot be written; nothing is left behind.
+        UnwritableError: the disk is full or cannot be written; nothing is left behind.
     """
-    folder = scratch / uuid.uuid4().hex
-    try:
-        folder.mkdir(parents=True)
+    with _reserved(scratch, target) as folder:
+        folder.mkdir()
         yield folder
         for file in folder.iterdir():
             _flush(file)
@@ -38,38 +38,75 @@ def whole(target: Path, scratch: Path) -> Iterator[Path]:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
+
+
+@contextmanager
+def _reserved(scratch: Path, target: Path) -> Iterator[Path]:
+    """A free name in ``scratch``, locked as long as its writer lives; what is left under it is removed at the end."""
+    path = scratch / uuid.uuid4().hex
+    lock = Lock(path.with_name(f"{path.name}.lock"))
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        yield path
     except OSError as error:
         raise cannot_write(target, error) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(path)
+        lock.release()
 
 
-def cannot_write(target: Path, error: OSError) -> StoreError:
+def remove_leftovers(scratch: Path) -> int:
+    """Remove what dead writers left half written in ``scratch``; returns how many. The living keep theirs."""
+    names = {path.name.removesuffix(".lock") for path in scratch.glob("*")}
+    removed = 0
+    for name in sorted(names):
+        lock = Lock(scratch / f"{name}.lock")
+        try:
+            if lock.acquire(wait=False):
+                removed += (scratch / name).exists()
+                _remove(scratch / name)
+        except OSError:  # another's, or the store is read-only
+            continue
+        finally:
+            lock.release()
+    return removed
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def cannot_write(target: Path, error: OSError) -> UnwritableError:
     """The message for a disk that is full or read-only."""
     # safetensors gives its reason in words alone.
     full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    return StoreError(
+    return UnwritableError(
         f"cannot write {target}: {'the disk is full' if full else error.strerror or error}; no half file was left. "
         f"{'Free some space' if full else 'Check the permissions'}, or choose another place with store_dir=PATH"
     )
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Sealed, flushed, then renamed into place."""
+def write_json(path: Path, value: Mapping[str, Any], scratch: Path | None = None) -> None:
+    """Sealed, flushed, then renamed into place.
+
+    ``scratch`` is a folder of the same file system for what is half written; without it, the file's own.
+
+    Raises:
+        UnwritableError: the disk is full or cannot be written; nothing is left behind.
+    """
     text = json.dumps(seal(value), indent=1, sort_keys=False, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with _reserved(scratch or path.parent, path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

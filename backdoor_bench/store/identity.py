@@ -12,6 +12,7 @@ from hydra.utils import get_object
 
 from backdoor_bench.attack import Attack
 from backdoor_bench.dataset import Manifest, Regime
+from backdoor_bench.model import start
 from backdoor_bench.numerics import Numerics
 
 FORMAT = 1
@@ -32,7 +33,7 @@ def victim_identity(config: Mapping[str, Any], manifest: Manifest, numerics: Num
         "train_sha256": manifest.train_sha256,
         "num_classes": manifest.num_classes,
         "augmentation": versioned(config["dataset"]["augmentation"]),
-        "model": versioned(config["model"]),
+        "model": versioned(start.hashed(config["model"])),
         "attack": versioned(config.get("attack")),
         "recipe": versioned(training),
         "seed": config["seed"],

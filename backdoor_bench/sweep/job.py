@@ -52,3 +52,23 @@ class Result:
     worker: str | None = None
     seconds: float = 0.0
     attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker says of one attempt at a job.
+
+    Args:
+        outcome: ``ok`` and ``found`` as in :data:`Status`; ``failed``: an exception; ``memory``: too little on
+            the device; ``busy``: another process works on the same; ``unwritable``: the store takes nothing.
+        reason: one sentence unless ``ok`` or ``found``.
+        record: of the run, without its configuration, if there is one.
+        seconds: that the attempt took.
+        broken: nothing more can be done in the worker's process; it has to be replaced.
+    """
+
+    outcome: Literal["ok", "found", "failed", "memory", "busy", "unwritable"]
+    reason: str | None = None
+    record: Mapping[str, Any] | None = None
+    seconds: float = 0.0
+    broken: bool = False

@@ -225,7 +225,7 @@ def test_waiting_is_said(store: Store, capsys, monkeypatch) -> None:
     """The lock of another process is given back as soon as this one says that it waits."""
     from backdoor_bench.store import base
 
-    other = base.FileLock(store.root / "locks" / "run-x.lock")
+    other = base.Lock(store.root / "locks" / "run-x.lock")
     (store.root / "locks").mkdir(parents=True)
     other.acquire()
     say = base.progress.say

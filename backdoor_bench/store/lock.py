@@ -1,0 +1,59 @@
+"""Locks by name that a killed process cannot leave behind, on any file system whose locks work across machines."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import lock_descriptor, unlock_descriptor
+
+SECONDS_BETWEEN_TRIES = 0.1
+
+
+class Lock:
+    """The operating system's lock on a file that exists only while somebody holds or wants it.
+
+    The holder removes the file before it lets go. Whoever waited then holds a lock that guards no name: it looks, and
+    starts over with the file that has the name now. So 100,000 runs leave no 100,000 files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self, wait: bool = True) -> bool:
+        """Take the lock; False if ``wait`` is and another holds it.
+
+        Raises:
+            OSError: the folder cannot be written, or the file system has no locks.
+        """
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                held = lock_descriptor(descriptor, blocking=wait, poll_interval=SECONDS_BETWEEN_TRIES)
+                if held and self._has_the_name(descriptor):
+                    self._descriptor = descriptor
+                    return True
+            finally:
+                if self._descriptor != descriptor:
+                    os.close(descriptor)
+            if not held:
+                return False
+
+    def release(self) -> None:
+        """Remove the file, then let go."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        with suppress(FileNotFoundError):
+            self.path.unlink()
+        with suppress(OSError):
+            unlock_descriptor(descriptor)  # also where a forked child still has the file open
+        os.close(descriptor)
+
+    def _has_the_name(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False

@@ -1,0 +1,179 @@
+"""How a sweep stands: written into the store by whoever drives it, readable from every machine that sees the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from backdoor_bench.errors import StoreError
+from backdoor_bench.store import files
+
+FOLDER = "sweeps"
+SECONDS_BETWEEN_BEATS = 2.0
+STALE_SECONDS = 30.0
+"""Without a heartbeat for so long, its driver is taken to be dead (clocks of machines differ by less)."""
+
+KEPT = 20
+SHOWN = 5
+
+
+@dataclass
+class State:
+    """A sweep at one moment. Times are seconds since 1970.
+
+    Args:
+        workers: by name, the label of what it does and since when; None if it waits.
+        eta: when it is expected to end, or None.
+        results: lines about the last results, the newest last.
+        failures: (label, reason) of the last failures.
+        command: what to type to go on, once it has ended.
+    """
+
+    name: str
+    total: int
+    id: str = ""
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    started: float = field(default_factory=time.time)
+    heartbeat: float = field(default_factory=time.time)
+    phase: str = "starting"
+    counts: dict[str, int] = field(default_factory=dict)
+    weak: int = 0
+    workers: dict[str, tuple[str, float] | None] = field(default_factory=dict)
+    eta: float | None = None
+    results: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    command: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            moment = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime(self.started))
+            self.id = f"{moment}_{''.join(c if c.isalnum() else '-' for c in self.name)}_{uuid.uuid4().hex[:4]}"
+
+    @property
+    def done(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def stale(self) -> bool:
+        """Whether nobody drives it any more although it did not end."""
+        return self.phase != "ended" and time.time() - self.heartbeat > STALE_SECONDS
+
+    def write(self, root: Path) -> None:
+        """Replace its file in the store; a reader never sees half of one.
+
+        Raises:
+            UnwritableError: the store takes nothing.
+        """
+        path = root / FOLDER / f"{self.id}.json"
+        temporary = path.with_name(f".{path.name}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(asdict(self), indent=1))
+            temporary.replace(path)
+        except OSError as error:
+            raise files.cannot_write(path, error) from error
+
+
+def read(root: Path) -> list[State]:
+    """The sweeps of a store, the oldest first. What cannot be read, or is a newer version's, is left out."""
+    found = []
+    for path in sorted((root / FOLDER).glob("[!.]*.json")):
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+            names = {item.name for item in fields(State)}
+            found.append(State(**{name: value for name, value in values.items() if name in names}))
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def forget_old(root: Path) -> None:
+    """Keep the newest states that have ended."""
+    for state in [state for state in read(root) if state.phase == "ended" or state.stale][:-KEPT]:
+        for suffix in (".json", ".failed"):
+            (root / FOLDER / f"{state.id}{suffix}").unlink(missing_ok=True)
+
+
+def render(state: State) -> RenderableType:
+    """What the live view and the status command show."""
+    now = time.time()
+    parts: list[RenderableType] = [Text(_headline(state, now), style="bold")]
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(
+        ProgressBar(total=max(state.total, 1), completed=state.done, width=40),
+        f"{state.done:,}/{state.total:,}", _outcomes(state), _speed(state, now),
+    )  # fmt: skip
+    parts.append(bar)
+    if state.workers and state.phase != "ended" and not state.stale:
+        grid = Table.grid(padding=(0, 2))
+        for name, work in state.workers.items():
+            grid.add_row(Text(name, style="cyan"), *(("waits", "") if work is None else
+                         (Text(work[0]), Text(duration(now - work[1]), style="dim"))))  # fmt: skip
+        parts.append(grid)
+    parts += [Text(line, style="dim") for line in state.results[-SHOWN:]]
+    parts += [Text(f"failed: {label}: {reason}", style="red") for label, reason in state.failures[-SHOWN:]]
+    if state.command and (state.phase == "ended" or state.stale):
+        parts.append(Text(f"go on with: {state.command}"))
+    return Group(*parts)
+
+
+def show(root: Path, everything: bool = False) -> None:
+    """Print the sweeps that are going on and the last one that is not; with ``everything``, all.
+
+    Raises:
+        StoreError: no sweep has run over this store.
+    """
+    states = read(root)
+    if not states:
+        raise StoreError(f"no sweep has run over the store {root}; name another one: sweep status PATH")
+    console = Console(highlight=False)
+    for state in states:
+        going = state.phase != "ended" and not state.stale
+        if everything or going or state is states[-1]:
+            console.print(render(state), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _headline(state: State, now: float) -> str:
+    place = f"{state.host}, process {state.pid}"
+    if state.stale:
+        return f"{state.name}: dead since {duration(now - state.heartbeat)} (it was on {place})"
+    since = duration((state.heartbeat if state.phase == "ended" else now) - state.started)
+    return f"{state.name}: {state.phase} {'after' if state.phase == 'ended' else 'for'} {since} ({place})"
+
+
+def _outcomes(state: State) -> str:
+    parts = [
+        f"{state.counts[name]:,} {name}" for name in ("ok", "found", "failed", "skipped") if state.counts.get(name)
+    ]
+    return ", ".join([*parts, *([f"{state.weak:,} weak"] if state.weak else [])])
+
+
+def _speed(state: State, now: float) -> str:
+    ran = state.counts.get("ok", 0) + state.counts.get("failed", 0)
+    seconds = (state.heartbeat if state.phase == "ended" else now) - state.started
+    text = f"{3600 * ran / seconds:,.0f} runs/h" if ran and seconds > 0 else ""
+    if state.eta is not None and state.phase == "running":
+        text += f", {duration(state.eta - now)} left"
+    return text

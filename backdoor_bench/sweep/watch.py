@@ -1,0 +1,200 @@
+"""What a person sees of a sweep: a live view on a terminal, a line per run elsewhere, and the state in the store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.live import Live
+
+from backdoor_bench import progress, table
+from backdoor_bench.errors import BenchError
+from backdoor_bench.store import files
+from backdoor_bench.sweep import status
+from backdoor_bench.sweep.job import Job, Result
+from backdoor_bench.sweep.schedule import Schedule
+from backdoor_bench.sweep.status import State, duration
+
+if TYPE_CHECKING:
+    from backdoor_bench.sweep.engine import Summary
+
+FAILURES_KEPT = 100
+SECONDS_BETWEEN_ESTIMATES = 5.0
+
+
+class Watch:
+    """Told by the driver what happens; shows it, and beats the sweep's heart from a thread of its own.
+
+    Raises:
+        UnwritableError: on entering, if the store takes nothing.
+    """
+
+    def __init__(
+        self, root: Path, name: str, schedule: Schedule, jobs: Mapping[str, Job], command: str | None = None
+    ) -> None:
+        self.failures: list[tuple[str, str]] = []
+        self.retry_file: Path | None = None
+        self._root = root
+        self._schedule = schedule
+        self._state = State(name, schedule.total, counts=dict(schedule.counts), command=command)
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._live: Live | None = None
+        self._quiet: Counter[str] = Counter()
+        self._estimated = 0.0
+
+    def __enter__(self) -> Watch:
+        self._state.write(self._root)
+        status.forget_old(self._root)
+        self._beating.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        self._ended.set()
+        self._beating.join()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        with self._lock:
+            self._state.phase = "ended"
+            self._state.heartbeat = time.time()
+            self._write()
+
+    def begin(self, live: bool) -> None:
+        """The workers are being started; ``live``: they print nothing themselves."""
+        with self._lock:
+            self._state.phase = "running"
+        if live and progress.console.is_terminal and not progress.console.is_dumb_terminal:
+            self._live = Live(
+                get_renderable=self._render, console=progress.console, refresh_per_second=2, transient=True
+            )
+            self._live.start()
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def ready(self, worker: str) -> None:
+        with self._lock:
+            self._state.workers[worker] = None
+
+    def lost(self, worker: str, reason: str) -> None:
+        with self._lock:
+            self._state.workers.pop(worker, None)
+        progress.say(f"{worker} is lost ({reason}); its run goes to another worker")
+
+    def start(self, worker: str, job: Job) -> None:
+        with self._lock:
+            self._state.workers[worker] = (job.label, time.time())
+
+    def stop(self, worker: str) -> None:
+        with self._lock:
+            self._state.workers[worker] = None
+
+    def stopping(self, running: int) -> None:
+        """The first Ctrl-C."""
+        with self._lock:
+            self._state.phase = "stopping"
+        under_way = f"the {running} under way" if running != 1 else "the one under way"
+        progress.say(f"stopping: no more runs are started, {under_way} may finish; Ctrl-C again abandons" if running
+                     else "stopping: no more runs are started")  # fmt: skip
+
+    def result(self, job: Job, result: Result) -> None:
+        with self._lock:
+            self._state.counts = dict(self._schedule.counts)
+            self._state.weak = self._schedule.weak
+            if result.status == "failed":
+                self._failed(job, result)
+            if result.status in ("ok", "failed"):
+                line = f"[{self._state.done:,}/{self._state.total:,}] {_line(job, result)}"
+                self._state.results = [*self._state.results[1 - status.SHOWN :], line]
+        if result.status in ("found", "skipped"):  # thousands at once: said together
+            self._quiet["found in the store" if result.status == "found" else f"skipped: {result.reason}"] += 1
+            return
+        self._say_quiet()
+        if self._live is None or result.status == "failed":
+            progress.say(line)
+        self._estimate()
+
+    def end(self, summary: Summary, command: str | None) -> None:
+        """Say how it ended, and what to type next."""
+        self._say_quiet()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        counts = [f"{count:,} {name}" for name, count in summary.counts.items() if count]
+        weak = f" ({summary.weak:,} with a weak attack)" if summary.weak else ""
+        progress.say(
+            f"sweep {self._state.name}: {self._state.total:,} runs: {', '.join(counts) or 'nothing to do'}{weak}; "
+            f"{duration(summary.seconds)}"
+        )
+        for label, reason in summary.failures[: 2 * status.SHOWN]:
+            progress.say(f"  failed: {label}: {reason}")
+        more = summary.counts["failed"] - 2 * status.SHOWN
+        if more > 0:
+            progress.say(f"  and {more:,} more failed; their keys are in {summary.retry_file}")
+        left = summary.counts["failed"] + summary.counts["skipped"]
+        with self._lock:
+            self._state.command = command if left else None
+        if left and command:
+            retry = summary.counts["failed"] and summary.retry_file is not None and not summary.counts["skipped"]
+            progress.say(f"{'retry what failed' if retry else 'go on'} with: {command}")
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _failed(self, job: Job, result: Result) -> None:
+        failure = (job.label, result.reason or "")
+        if len(self.failures) < FAILURES_KEPT:
+            self.failures.append(failure)
+        self._state.failures = [*self._state.failures[1 - status.SHOWN :], failure]
+        path = self._root / status.FOLDER / f"{self._state.id}.failed"
+        try:
+            with path.open("a") as file:
+                file.write(f"{result.key}\n")
+            self.retry_file = path
+        except OSError as error:
+            progress.say(str(files.cannot_write(path, error)))
+
+    def _say_quiet(self) -> None:
+        for what, number in self._quiet.items():
+            progress.say(f"{number:,} runs {what}" if number > 1 else f"1 run {what}")
+        self._quiet.clear()
+
+    def _estimate(self) -> None:
+        now = time.monotonic()
+        if now - self._estimated < SECONDS_BETWEEN_ESTIMATES:
+            return
+        self._estimated = now
+        expected = self._schedule.expected_seconds()
+        with self._lock:
+            self._state.eta = None if expected is None else time.time() + expected / max(1, len(self._schedule.workers))
+
+    def _render(self) -> object:
+        with self._lock:
+            return status.render(self._state)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(status.SECONDS_BETWEEN_BEATS):
+            with self._lock:
+                self._state.heartbeat = time.time()
+                self._write()
+
+    def _write(self) -> None:
+        """The state is for people: a sweep does not end for want of it."""
+        try:
+            self._state.write(self._root)
+        except BenchError:
+            return
+
+
+def _line(job: Job, result: Result) -> str:
+    place = f"{result.worker}, " if result.worker else ""
+    again = f", attempt {result.attempts}" if result.attempts > 1 else ""
+    if result.status == "failed":
+        return f"{job.label}: failed: {result.reason} ({place}{duration(result.seconds)}{again})"
+    measured = f"{table.line(result.record)} " if result.record and "stages" in result.record else ""
+    return f"{job.label}: {measured}({place}{result.seconds:.1f} s{again})"
