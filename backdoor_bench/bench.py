@@ -17,8 +17,8 @@ from backdoor_bench import environment, progress
 from backdoor_bench.attack import Attack, Trigger, stamp, train_victim
 from backdoor_bench.dataset import Data, Dataset, ImageSet, Manifest, Regime
 from backdoor_bench.defense import Defense
-from backdoor_bench.metric import Evaluator, Measurement, TriggeredSet
 from backdoor_bench.errors import BenchError, ConfigError
+from backdoor_bench.metric import Evaluator, Measurement, TriggeredSet
 from backdoor_bench.model import Network, architecture, start
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.store import Store, Stored, identity

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from backdoor_bench import timm_source
 from backdoor_bench.errors import BenchError, ConfigError, root_cause
 
 if TYPE_CHECKING:
     from backdoor_bench.training import Recipe
 
 HERE = Path(__file__).resolve().parent
+
+NOT_OF_A_RUN = ("hydra", "sweep")
+"""Nodes that say how runs are started, not what they are: in no key and no record."""
 
 
 @cache
@@ -44,7 +48,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """Everything resolved, as plain dicts and lists."""
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items() if key != "hydra"}
+    return {str(key): value for key, value in container.items() if key not in NOT_OF_A_RUN}
 
 
 def make(node: dict[str, Any], **extra: Any) -> Any:
@@ -71,3 +75,4 @@ def make_recipe(node: dict[str, Any]) -> Recipe:
 
 
 register_resolvers()
+timm_source.register()

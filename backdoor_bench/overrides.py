@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
+from backdoor_bench import timm_source
 from backdoor_bench.errors import ConfigError, unknown
+
+FACTORS = ("width", "blocks")
+"""Options that only networks of our own have."""
 
 
 def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
@@ -39,6 +45,7 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
     overrides = [override for override in parsed if override is not None]
     for override in overrides:
         _check(override, folders)
+    _check_factors(overrides, folders)
     swept = {_root(override) for override in overrides if override.is_sweep_override() and _is_group(override, folders)}
     return [
         _as_sweep(argument, override) if multirun and override is not None and _depends(override, swept) else argument
@@ -69,11 +76,31 @@ def _check(override: Override, folders: Sequence[Path]) -> None:
                 raise unknown("group", root, groups)
         return
     known = {path.stem for base in folders for path in (base / group).glob("*.yaml")}
-    values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
-    for value in values:
-        name = str(value).split("=")[-1].strip("'\"")
-        if name not in known and name not in ("null", "None", "") and "${" not in name:
+    for name in _choices(override):
+        if group == timm_source.GROUP and name.startswith(timm_source.PREFIX):
+            from backdoor_bench.model.timm import require  # seconds, which the run itself would take
+
+            require(name)
+        elif name not in known and name not in ("null", "None", "") and "${" not in name:
             raise unknown(group.split("/")[-1], name, known)
+
+
+def _check_factors(overrides: Sequence[Override], folders: Sequence[Path]) -> None:
+    """Refuse a width or depth of a network that has none; Hydra would advise to add it."""
+    chosen = [name for override in overrides if override.key_or_group == "model" for name in _choices(override)]
+    given = {override.key_or_group for override in overrides if not override.is_delete()}
+    for factor in [factor for factor in FACTORS if f"model.{factor}" in given]:
+        files = [file for base in folders for file in base.glob("model/*.yaml")]
+        having = sorted({file.stem for file in files if factor in OmegaConf.load(file)})
+        for name in chosen:
+            if name not in having:
+                raise ConfigError(f"{name} is as published, without model.{factor}; {', '.join(having)} have one")
+
+
+def _choices(override: Override) -> list[str]:
+    """The values of a choice or of a sweep over choices, as text."""
+    values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
+    return [re.sub(r"\\(.)", r"\1", str(value).split("=")[-1].strip("'\"")) for value in values]
 
 
 def _is_group(override: Override, folders: Sequence[Path]) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from backdoor_bench.model.base import Network
-
-IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+from backdoor_bench.model.base import IDENTITY, Network
+from backdoor_bench.model.residual import classifier, groups
 
 
 class PreActBlock(nn.Module):
@@ -38,7 +38,11 @@ class PreActResNet18(Network):
     """Blocks [2, 2, 2, 2] of widths ``width * (1, 2, 4, 8)``, a 3x3 stride-1 stem, global average pool, linear head.
 
     11,171,146 parameters at the published ``width=64`` with 10 classes; 16 BN layers; no BN after the last conv.
+    ``blocks=None`` is the published depth, four other numbers another.
     """
+
+    published: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
+    aliases = ((r"\bshortcut\.0\.", "shortcut."),)  # BackdoorBench wraps the shortcut's convolution
 
     def __init__(
         self,
@@ -46,16 +50,8 @@ class PreActResNet18(Network):
         width: int = 64,
         mean: Sequence[float] = IDENTITY[0],
         std: Sequence[float] = IDENTITY[1],
+        blocks: Sequence[int] | None = None,
     ) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=nn.Conv2d(3, width, 3, padding=1, bias=False))
-        inputs = width
-        for number, (factor, stride) in enumerate(((1, 1), (2, 2), (4, 2), (8, 2)), start=1):
-            outputs = factor * width
-            layers[f"layer{number}"] = nn.Sequential(
-                PreActBlock(inputs, outputs, stride), PreActBlock(outputs, outputs, 1)
-            )
-            inputs = outputs
-        layers["pool"] = nn.AdaptiveAvgPool2d(1)
-        layers["flatten"] = nn.Flatten()
-        layers["linear"] = nn.Linear(inputs, num_classes)
+        layers |= groups(PreActBlock, blocks or self.published, width) | classifier(width, num_classes)
         super().__init__(nn.Sequential(layers), num_classes, mean, std)
