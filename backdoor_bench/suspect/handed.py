@@ -1,0 +1,215 @@
+"""A network and images that somebody hands over in Python: checked, and made into what a defense works on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from backdoor_bench import progress
+from backdoor_bench.dataset import ImageSet
+from backdoor_bench.errors import ConfigError, DataError, IncompatibleError
+from backdoor_bench.numerics import Numerics
+
+PROBES = 4
+
+
+class Frame:
+    """RGB images in [0, 1] into what a network takes: a pre-hook, so that its modules keep their names.
+
+    Args:
+        mean, std: what the network's inputs are normalised with, a number per channel of its own; None: nothing.
+        grey: the network takes one channel, the mean of the three.
+    """
+
+    def __init__(self, mean: Sequence[float] | None, std: Sequence[float] | None, grey: bool) -> None:
+        channels = 1 if grey else 3
+        self.mean, self.std = (_constants(name, values, channels) for name, values in (("mean", mean), ("std", std)))
+        if self.std is not None and not bool((self.std > 0).all()):
+            raise ConfigError(f"std={std}: expected positive numbers")
+        self.grey = grey
+
+    def __call__(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        images, *rest = arguments
+        if self.grey:
+            images = images.mean(1, keepdim=True)
+        if self.mean is not None:
+            images = images - self.mean.to(images.device)
+        if self.std is not None:
+            images = images / self.std.to(images.device)
+        return (images, *rest)
+
+
+def _constants(name: str, values: Sequence[float] | None, channels: int) -> Tensor | None:
+    if values is None:
+        return None
+    found = torch.as_tensor(values, dtype=torch.float32).flatten()
+    if len(found) != channels:
+        raise ConfigError(f"{name}={values}: expected {channels} numbers, one per channel of the network's input")
+    return found.view(1, channels, 1, 1)
+
+
+@dataclass
+class Handed:
+    """A copy of a network, ready to be worked on: float32, on the device, trainable, taking RGB images in [0, 1]."""
+
+    network: nn.Module
+    num_classes: int
+    frame: Frame
+    _device: torch.device
+    _types: dict[str, torch.dtype]
+    _frozen: set[str]
+    _hook: RemovableHandle
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """What the network that is given back takes, for RGB images in [0, 1]: on the CPU, in its dtype."""
+        (inputs,) = self.frame(self.network, (images.detach(),))
+        return inputs.to("cpu", next(iter(self._types.values())))
+
+    def give_back(self) -> nn.Module:
+        """The network with the interface it came with: input, dtypes, device, frozen parameters; in eval mode."""
+        self._hook.remove()
+        network = self.network.to(device=self._device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            tensor.data = tensor.data.to(self._types.get(name, tensor.dtype))
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name not in self._frozen)
+            parameter.grad = None
+        return network
+
+
+def take(
+    network: nn.Module,
+    images: ImageSet,
+    grey: bool,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    numerics: Numerics,
+) -> Handed:
+    """Copy and check a network; the caller's is untouched.
+
+    Raises:
+        IncompatibleError: it cannot be copied or run on the images, or does not give logits.
+    """
+    network = _unwrapped(network)
+    parameters = dict(network.named_parameters())
+    devices = {parameter.device for parameter in parameters.values()}
+    if len(devices) != 1 or "meta" in {device.type for device in devices}:
+        places = ", ".join(sorted(map(str, devices))) or "nowhere"
+        raise IncompatibleError(f"the network's parameters are on {places}; expected all on one device")
+    tensors = {**parameters, **dict(network.named_buffers())}
+    types = {name: tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point()}
+    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+    try:
+        copy = deepcopy(network)
+    except Exception as error:  # whatever a module's own __deepcopy__ raises
+        raise IncompatibleError(
+            f"{type(network).__name__} cannot be copied ({type(error).__name__}: {error}); hand over one that "
+            "copy.deepcopy accepts"
+        ) from error
+    numerics.place(copy.float()).eval().requires_grad_(True)
+    frame = Frame(mean, std, grey)
+    hook = copy.register_forward_pre_hook(frame, prepend=True)
+    probes = numerics.images(images.images[:PROBES])
+    logits = _probe(copy, probes, numerics)
+    _probe(deepcopy(copy).train(), probes, numerics, ", in train mode,")
+    if not bool(logits.isfinite().all()):
+        raise IncompatibleError(f"{type(network).__name__} gives NaN or infinite logits on these images")
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits)).to(logits), atol=1e-3):
+        progress.say(
+            f"warning: {type(network).__name__} seems to give probabilities; defenses train with cross-entropy over "
+            "logits, so hand over the network without its softmax"
+        )
+    return Handed(copy, logits.shape[1], frame, next(iter(devices)), types, frozen, hook)
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    if isinstance(network, torch.jit.ScriptModule):
+        raise IncompatibleError("a TorchScript program cannot be taken apart; hand over the nn.Module it was made of")
+    if not isinstance(network, nn.Module):
+        raise IncompatibleError(f"expected an nn.Module that gives logits, got {type(network).__name__}")
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        network = network.module
+    compiled = getattr(network, "_orig_mod", None)  # torch.compile's; its class would take seconds to import
+    if isinstance(compiled, nn.Module):
+        network = compiled
+    return network
+
+
+def _probe(network: nn.Module, images: Tensor, numerics: Numerics, how: str = "") -> Tensor:
+    name, shape = type(network).__name__, tuple(images.shape)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            logits = network(images)
+    except Exception as error:  # whatever the network raises
+        raise IncompatibleError(
+            f"{name} cannot be run{how} on float images of shape {shape} ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''})"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise IncompatibleError(
+            f"{name}{how} returns a {type(logits).__name__}; expected logits alone, (B, C): wrap it in a module whose "
+            "forward returns them"
+        )
+    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2 or not logits.is_floating_point():
+        raise IncompatibleError(
+            f"{name}{how} returns {logits.dtype} of shape {tuple(logits.shape)} for {len(images)} images; expected "
+            f"float logits ({len(images)}, C) of two or more classes"
+        )
+    return logits.float()
+
+
+def image_set(images: Any, labels: Any) -> tuple[ImageSet, bool]:
+    """Images and labels as the methods hold them, and whether the images were grey.
+
+    Args:
+        images: (N, 3, H, W) or (N, 1, H, W), tensor or array, uint8, or float in [0, 1], which is rounded to 8 bits.
+        labels: N whole numbers from 0.
+
+    Raises:
+        DataError: anything else.
+    """
+    found = _tensor("images", images)
+    if found.ndim != 4 or found.shape[1] not in (1, 3):
+        hint = "; put the channels first" if found.ndim == 4 and found.shape[3] in (1, 3) else ""
+        raise DataError(f"images: expected (N, 3, H, W), or (N, 1, H, W) for grey, got {tuple(found.shape)}{hint}")
+    if found.is_floating_point():
+        low, high = (float(found.min()), float(found.max())) if found.numel() else (0.0, 0.0)
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise DataError(
+                f"images: float images are in [0, 1], these are in [{low:.3g}, {high:.3g}]; if they are normalised, "
+                "hand over the pixels and say mean= and std=, if they count to 255, divide"
+            )
+        found = found.float().mul(255).round_().to(torch.uint8)
+    elif found.dtype != torch.uint8:
+        raise DataError(f"images: expected uint8, or float in [0, 1], got {found.dtype}")
+    target = _tensor("labels", labels)
+    if target.is_floating_point() or target.dtype == torch.bool or target.shape != (len(found),):
+        raise DataError(
+            f"labels: expected {len(found)} whole numbers, one per image, got {target.dtype} {tuple(target.shape)}"
+        )
+    grey = found.shape[1] == 1
+    return ImageSet((found.expand(-1, 3, -1, -1) if grey else found).contiguous(), target.to(torch.int64)), grey
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise :class:`DataError` unless each label is a class of the network."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise DataError(f"labels: the network has classes 0 to {num_classes - 1}, these are {low} to {high}")
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values)).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name}: expected a tensor or an array, got {type(values).__name__} ({error})") from None
+
+
+__all__ = ["Frame", "Handed", "check_labels", "image_set", "take"]
