@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +61,10 @@ def draw(records: Records, by: str | None = None, weak: bool = False) -> Figure:
                     _box(row[0], 100 * chosen[metric].to_numpy(), place, 0.8 * share, how)
             row[0].set_ylabel(pick.LABELS[metric])
             row[0].grid(axis="x", visible=False)
+            for at in range(1, len(names)):
+                row[0].axvline(at - 0.5, color="#DDDDDD", linewidth=0.5)
+            if metric == "asr":
+                row[0].set_ylim(-4, 104)
         counts = runs.defense.value_counts()
         turned = 45 if len(names) * 0.6 > figure.get_figwidth() else 0
         breaks = "_" if turned else "_\n"
@@ -67,7 +72,9 @@ def draw(records: Records, by: str | None = None, weak: bool = False) -> Figure:
         panels[-1][0].set_xticks(range(len(names)), ticks, rotation=turned, ha="right" if turned else "center")
         panels[-1][0].set_xlim(-0.6, len(names) - 0.4)
         if by is not None:
-            style.legend(figure, [style.handle(text, how, True) for text, how in looks.items()], _words(by))
+            boxes = bool(runs.groupby(["defense", by], dropna=False).size().max() >= FEWEST_FOR_A_BOX)
+            points = {text: replace(how, dash="none") for text, how in looks.items()}
+            style.legend(figure, [style.handle(text, how, boxes) for text, how in points.items()], _words(by))
         style.title(figure, "ASR, RDR and ARR by defense" + (f" and {_words(by)}" if by else ""))
         shown = ["defense", *([by] if by else []), *(["attack"] if by == CONSISTENCY else [])]
         few = f"Lower is better; no box over fewer than {FEWEST_FOR_A_BOX} runs, the bar is their median"
@@ -90,7 +97,7 @@ def _box(panel: Axes, values: NDArray[np.float64], place: float, width: float, h
         panel.plot([place - half, place + half], [np.median(values)] * 2, color="black", linewidth=1.2, zorder=4)
     panel.scatter(
         place + spread(len(values), 0.7 * width), values, s=14, color=how.color, marker=how.marker or ".",
-        linewidths=0, alpha=0.8, zorder=3, rasterized=len(values) > 500,
+        edgecolors="black", linewidths=0.3, zorder=3, rasterized=len(values) > 500,
     )  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def draw_budget(records: Records, weak: bool = False) -> Figure:
 
 
 def _count(runs: DataFrame) -> str:
-    return f"n = {len(runs):,} runs"
+    return f"{len(runs):,} runs"
 
 
 def shares(stages: DataFrame) -> DataFrame:

@@ -53,7 +53,7 @@ def pick(records: Records, needs: Sequence[str] = ("asr",), defended: bool = Tru
         clean = int(ok.attack[~there].isna().sum())
         other = int((~there).sum()) - clean
         names = ", ".join(need.upper() for need in needs)
-        notes += [f"{clean:,} more on clean networks have no {names}"] * bool(clean)
+        notes += [f"{clean:,} more, of clean networks, have no {names}"] * bool(clean)
         notes += [f"{other:,} more have no {names}"] * bool(other)
         ok = ok[there]
     flagged = ok.weak_attack.fillna(False).astype(bool)
@@ -65,7 +65,7 @@ def pick(records: Records, needs: Sequence[str] = ("asr",), defended: bool = Tru
         what = "run with a defense" if defended else "run"
         why = f" ({'; '.join(notes)})" if notes else ""
         raise ConfigError(f"no {what} has what the figure shows{why}; run some, or loosen the filter")
-    return Picked(ok, (f"n = {len(ok):,} runs", *notes))
+    return Picked(ok, (f"{len(ok):,} runs", *notes))
 
 
 def label(runs: DataFrame, defense: str) -> str:

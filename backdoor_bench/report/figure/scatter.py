@@ -124,12 +124,13 @@ def draw_medians(records: Records, weak: bool = False) -> Figure:
 
 def _rectangle(panel: object, x: float, y: float, floor: float, dash: str, name: str) -> None:
     from matplotlib.axes import Axes
+    from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
 
     assert isinstance(panel, Axes)
     color = style.look(name).color
     panel.add_patch(
-        Rectangle((-4, floor), x + 4, y - floor, facecolor=style.soft(color, 0.12), edgecolor=color, linestyle=dash)
+        Rectangle((-4, floor), x + 4, y - floor, facecolor=(*to_rgb(color), 0.1), edgecolor=color, linestyle=dash)
     )
 
 

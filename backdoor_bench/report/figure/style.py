@@ -73,7 +73,7 @@ def steps(count: int) -> list[Look]:
     import matplotlib
 
     shades = matplotlib.colormaps["cividis"]
-    at = [0.15 + 0.8 * number / max(count - 1, 1) for number in range(count)]
+    at = [0.05 + 0.8 * number / max(count - 1, 1) for number in range(count)]
     return [
         Look(_hex(shades(a)), MARKERS[n % len(MARKERS)], HATCHES[n % len(HATCHES)], DASHES[n % len(DASHES)])
         for n, a in enumerate(at)
