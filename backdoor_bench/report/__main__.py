@@ -89,13 +89,18 @@ def _report(options: argparse.Namespace) -> None:
     assert cells is not None
     if kind in ("csv", "parquet"):
         _data(kind, options.out, records.runs if options.runs else cells)
-    elif kind == "html":
-        from backdoor_bench.report import html
-
-        _save(options.out or Path("report.html"), html.page(records, cells))
     else:
-        tables = [*layout.pivots(cells, metrics), *beside.tables(cells), *ranking.tables(records.runs)]
-        _write(kind, options.out, tables, notes)
+        parts = [
+            ("Measured", list(layout.pivots(cells, metrics))),
+            ("Beside published figures", list(beside.tables(cells))),
+            ("Which defense beats fine-pruning and fine-tuning?", list(ranking.tables(records.runs))),
+        ]
+        if kind == "html":
+            from backdoor_bench.report import render_html
+
+            _save(options.out or Path("report.html"), render_html.page(parts, notes, cells, records.runs))
+        else:
+            _write(kind, options.out, [table for _, tables in parts for table in tables], notes)
 
 
 def _write(kind: str, out: Path | None, tables: Sequence[Table], notes: Sequence[str]) -> None:
