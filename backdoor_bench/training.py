@@ -17,14 +17,17 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from backdoor_bench import progress
-from backdoor_bench.errors import DivergedError
+from backdoor_bench.errors import DivergedError, IncompatibleError
 from backdoor_bench.numerics import Numerics
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
+
+LOSS = "mean training loss"
+"""What a schedule that waits for a plateau is told of each epoch."""
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -80,6 +83,8 @@ class Watch(Callback):
             return self.advance("")
         mean = float(self.total) / self.steps
         self.history.loss.append(mean)
+        if any(schedule.reduce_on_plateau for schedule in trainer.lr_scheduler_configs):
+            pl_module.log(LOSS, mean)  # Lightning gives it to the schedule as soon as this returns
         if not math.isfinite(mean):
             raise DivergedError(
                 f"{self.title} diverged: the loss is {mean} in epoch {trainer.current_epoch + 1}; "
@@ -132,6 +137,12 @@ def fit(
             # Lightning turns Ctrl-C into an exit, and makes the process deaf to the next one.
             signal.signal(signal.SIGINT, on_interrupt or signal.default_int_handler)
             raise KeyboardInterrupt from None
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise IncompatibleError(
+                f"{title}: BatchNorm over maps of 1x1 needs at least two images in a batch; use a larger batch_size"
+            ) from error
     numerics.place(module)
     require_finite(module, title)
     history.seconds = time.perf_counter() - started
@@ -146,13 +157,17 @@ def optimisers(
 ) -> Any:
     """What ``configure_optimizers`` returns for one optimiser and an optional schedule.
 
-    A schedule whose constructor takes ``total_steps`` (OneCycleLR) is given it and moves by step, others by epoch.
+    A schedule whose constructor takes ``total_steps`` (OneCycleLR) is given it and moves by step, others by epoch;
+    ReduceLROnPlateau by the mean training loss of the epoch.
     """
     made = optimizer(parameters)
     if scheduler is None:
         return made
     if "total_steps" not in inspect.signature(scheduler).parameters:
-        return {"optimizer": made, "lr_scheduler": scheduler(made)}
+        schedule = scheduler(made)
+        if isinstance(schedule, ReduceLROnPlateau):
+            return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "monitor": LOSS}}
+        return {"optimizer": made, "lr_scheduler": schedule}
     total = int(module.trainer.estimated_stepping_batches)
     return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler(made, total_steps=total), "interval": "step"}}
 

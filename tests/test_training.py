@@ -148,6 +148,19 @@ def test_other_schedules_move_by_epoch() -> None:
     assert line.rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
 
 
+def test_a_plateau_is_one_of_the_mean_training_loss() -> None:
+    """The loss falls in epochs 1 to 3 and then stands still; after two epochs without a fall the rate drops."""
+    losses = iter([4.0, 2.0, 2.0, 1.0, 1.0, 1.0, 3.0, 0.5, 1.0, 1.0, 1.0, 1.0])  # means: 3 1.5 1 1.75 1 1
+
+    def told(step: int, loss: Tensor) -> Tensor:
+        return loss * 0 + next(losses)
+
+    line = Line(told, partial(torch.optim.lr_scheduler.ReduceLROnPlateau, factor=0.1, patience=1), lr=1.0)
+    history = training.fit(line, ones(4, 2), 6, CPU, "line")
+    assert history.loss == [3.0, 1.5, 1.0, 1.75, 1.0, 1.0]
+    assert line.rates[::2] == pytest.approx([1, 1, 1, 1, 1, 0.1])
+
+
 def test_a_schedulers_own_variables_are_nothing_to_a_fit(monkeypatch) -> None:
     """``srun --ntasks=4`` starts four sweeps, not one fit on four devices."""
     for name, value in {"NTASKS": "4", "JOB_NAME": "sweep", "JOB_ID": "1", "PROCID": "1", "LOCALID": "1"}.items():
