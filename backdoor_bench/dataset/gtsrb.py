@@ -34,7 +34,7 @@ class Gtsrb(PublishedDataset):
         train, test = (_labelled(part, root) for part in tree.both(root))
         return self._decode(train, test, root, signature)
 
-    def from_torchvision(self) -> Decoded:
+    def from_official(self) -> Decoded:
         if self.download:
             self._fetch()
         final, competition = self.official / "Final_Training" / "Images", self.official / "Training"

@@ -59,7 +59,7 @@ def classes(folder: Path) -> dict[str, list[Path]]:
     found = {name: sorted(_images(folder / name)) for name in names}
     empty = [name for name, paths in found.items() if not paths]
     if not found or empty:
-        which = f"class folder {_few(empty)} holds" if found else "it has no class folders, so it holds"
+        which = f"class folder {few(empty)} holds" if found else "it has no class folders, so it holds"
         raise DataError(f"{folder}: {which} no images ({', '.join(sorted(SUFFIXES))}); expected CLASS/IMAGE")
     return found
 
@@ -76,7 +76,7 @@ def both(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     train, test = classes(root / "train"), classes(root / "test")
     for here, there, names in (("train", "test", train.keys() - test.keys()), ("test", "train", test.keys() - train)):
         if names:
-            raise DataError(f"{root}: class {_few(sorted(names))} is in '{here}' but not in '{there}'")
+            raise DataError(f"{root}: class {few(sorted(names))} is in '{here}' but not in '{there}'")
     return train, test
 
 
@@ -210,7 +210,8 @@ def _images(folder: Path) -> Iterable[Path]:
                 yield Path(parent, name)
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first five, and how many more; nothing for none."""
     return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

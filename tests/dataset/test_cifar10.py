@@ -76,7 +76,7 @@ def test_the_cache_outlives_the_tree(tmp_path: Path, grow: Grow) -> None:
 
 def test_foreign_classes_are_an_error(tmp_path: Path, grow: Grow) -> None:
     grow(tmp_path / "cifar10", [name for name in CLASSES if name != "ship"] + ["boat"])
-    with pytest.raises(DataError, match=r"missing: ship; not of CIFAR-10: boat"):
+    with pytest.raises(DataError, match=r"missing: 'ship'; not of CIFAR-10: 'boat'"):
         cifar10(tmp_path).load()
 
 
