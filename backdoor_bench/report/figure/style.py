@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, without the yellow that a printer loses."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
+"""Okabe and Ito's without the yellow that a printer loses, and Tol's wine for their black, which is the victim's."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 HATCHES = ("", "////", "\\\\\\\\", "xxxx", "----")
 DASHES = ("-", "--", "-.", ":")
 GREY = "#808080"
-NO_DEFENSE = "no defense"
+NO_DEFENSE, CLEAN, VICTIM = "no defense", "clean network", "victim"
 FORMATS = ("svg", "pdf", "png")
 
 PLACES = (
@@ -53,8 +53,10 @@ class Look:
 
 def look(name: str) -> Look:
     """How a method looks, from its name alone."""
-    if name == NO_DEFENSE:
+    if name in (NO_DEFENSE, CLEAN):
         return Look(GREY, "", "", "--")
+    if name == VICTIM:
+        return Look("#000000", "", "", "-")
     if name in PLACES:
         place = PLACES.index(name)
     else:
