@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from backdoor_bench import seeding, training
 from backdoor_bench.errors import ConfigError, IncompatibleError, unknown
@@ -70,31 +71,53 @@ class Defense:
         self.epochs, self.use_validation = epochs, use_validation
         self._wiring = self._wire()
 
-    def check_network(self, network: nn.Module) -> None:
-        """Raise if the network lacks what the defense requires; its weights do not matter."""
-        for part in self.requires:
-            if part not in anatomy.PARTS:
-                raise unknown("part in requires", part, anatomy.PARTS)
-            if not anatomy.PARTS[part](network):
-                raise IncompatibleError(
-                    f"{self.name} needs {part} in the network, and {type(network).__name__} has none; "
-                    f"use another defense, e.g. {' or '.join(self.instead)}"
-                )
+    def check_network(self, network: nn.Module, images: Tensor | None = None) -> None:
+        """Raise if the defense has no meaning on the network; neither its weights nor the pixels matter.
+
+        Args:
+            images: two of the size that it will be used with, on its device; None: see :func:`anatomy.example`.
+        """
+        images = anatomy.example(network) if images is None else images
+        self._check_parts(network, images)
+        for name, stage in self.stages.items():
+            with self._named(name):
+                stage.check_network(network, images)
 
     def check(self, network: nn.Module, view: DefenderView) -> None:
         """Raise before any work if the defense has no meaning on this network or with this view."""
-        self.check_network(network)
+        self._check_parts(network, view.example)
         for name, stage in self.stages.items():
             if stage.uses_validation and not len(view.validation):
                 raise ConfigError(
                     f"stage '{name}' of {self.name} decides by validation accuracy, and the validation images went to "
                     "training; use defense.use_validation=hold_out"
                 )
-            stage.check(network, view.for_stage(name))
+            with self._named(name):
+                stage.check(network, view.for_stage(name))
         if "trigger" in self.assumes and view.known_trigger is None:
             raise IncompatibleError(
                 f"{self.name} assumes the attacker's trigger, and this victim has none; add +attack=NAME"
             )
+
+    def _check_parts(self, network: nn.Module, images: Tensor) -> None:
+        for part in self.requires:
+            if part not in anatomy.PARTS:
+                raise unknown("part in requires", part, anatomy.PARTS)
+            if not anatomy.PARTS[part](network, images):
+                raise IncompatibleError(
+                    f"{self.name} needs {part} in the network, and {anatomy.title(network)} has none; {self._advice()}"
+                )
+
+    @contextmanager
+    def _named(self, stage: str) -> Iterator[None]:
+        """What a stage refuses is said with the defense's name and with what to use instead."""
+        try:
+            yield
+        except IncompatibleError as error:
+            raise IncompatibleError(f"{self.name}, stage '{stage}': {error}; {self._advice()}") from error
+
+    def _advice(self) -> str:
+        return f"use another defense, e.g. {' or '.join(self.instead)}"
 
     def run(self, network: nn.Module, view: DefenderView) -> Iterator[StageResult]:
         """Run the stages on ``network`` in place; yields after each. Nothing that is yielded to comes back."""
@@ -145,5 +168,5 @@ class Defense:
         return wiring
 
 
-def _same(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> bool:
+def _same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
     return before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)

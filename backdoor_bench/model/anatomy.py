@@ -1,22 +1,33 @@
 """The questions that methods ask a network, answered in one place for any module.
 
-Order means the order in which modules are registered, which for every network here is the order of the forward pass.
+What a network *has* (its BatchNorms, its convolutions) is listed in the order in which modules are registered. What
+comes before or behind what (the head, the last convolution, conv-BatchNorm pairs, activations) is seen in one forward
+(:func:`walk`) of a few images: by default two grey ones of 32x32; hand over others where the size matters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from backdoor_bench.errors import IncompatibleError
+from backdoor_bench.model.activation_calls import separate, sites
+from backdoor_bench.model.walk import Step, example, title, walk
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Softplus)
+__all__ = [
+    "PARTS", "activations", "batch_norms", "capture", "channel_parameters", "classifier", "conv_bn_pairs",
+    "convolutions", "example", "head", "in_batches", "last_convolution", "neurons", "penultimate", "separate", "title",
+    "trace", "walk",
+]  # fmt: skip
 
 
 def batch_norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    """Every BatchNorm2d with affine parameters and running statistics, by name."""
+    """Every BatchNorm2d with affine parameters and running statistics, by name; timm's fused with an activation too.
+
+    Not BatchNorm1d: none of the networks that the methods were published on has one, and theirs are maps' channels.
+    """
     return {
         name: module
         for name, module in network.named_modules()
@@ -25,36 +36,106 @@ def batch_norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
 
 
 def convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
-    """Every Conv2d by name, shortcuts included."""
+    """Every Conv2d by name: shortcuts, depthwise and grouped ones, and those of squeeze-and-excitation included."""
     return {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
 
 
-def activations(network: nn.Module) -> dict[str, nn.Module]:
-    """Every rectifier-like activation module by name; gates of squeeze-and-excitation (sigmoids) are not among them."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, ACTIVATIONS)}
+def neurons(network: nn.Module, kind: str = "conv", images: Tensor | None = None) -> dict[str, nn.Parameter]:
+    """The weights whose first index counts neurons, by parameter name.
+
+    A depthwise or grouped convolution is no exception: its filters are (1 or more, k, k) each.
+
+    Args:
+        kind: ``conv``: every Conv2d; ``linear``: every Linear but the classifier, whose rows are classes, and the
+            in-projections of attention.
+        images: see :func:`walk`; for ``linear``.
+    """
+    if kind == "conv":
+        return {f"{name}.weight": module.weight for name, module in convolutions(network).items()}
+    found: dict[str, nn.Parameter] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            found[f"{name}.weight"] = module.weight
+        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            found[f"{name}.in_proj_weight"] = module.in_proj_weight
+    if found:
+        del found[f"{classifier(network, images)[0]}.weight"]
+    return found
 
 
-def head(network: nn.Module) -> tuple[str, nn.Linear]:
-    """The first Linear behind the last convolution: where the convolutional features end."""
-    name, found = None, None
-    for candidate, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            name, found = None, None
-        elif isinstance(module, nn.Linear) and found is None:
-            name, found = candidate, module
-    if name is None or found is None:
-        raise IncompatibleError(f"{type(network).__name__} has no Linear layer behind its last convolution")
-    return name, found
+def channel_parameters(network: nn.Module, weight: str, followers: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """Every parameter whose i-th entry belongs to channel i of a layer, by name.
+
+    Args:
+        weight: name of the layer's weight, as :func:`neurons` gives it.
+        followers: modules whose affine parameters belong to the same channels: the BatchNorm behind a convolution.
+    """
+    parameters = dict(network.named_parameters())
+    names = [weight, weight.removesuffix("weight") + "bias"]
+    names += [f"{module}.{part}" for module in followers for part in ("weight", "bias")]
+    return {name: parameters[name] for name in names if name in parameters}
+
+
+def activations(network: nn.Module, images: Tensor | None = None) -> dict[str, nn.Module]:
+    """The modules in which activations of the images are computed, in order, by name.
+
+    Rectifier-like activations, be they modules or functions, and the outputs of attention blocks; not the gates of
+    squeeze-and-excitation (sigmoids). The network is left as it is: :func:`separate` gives each a module of its own.
+    """
+    return {site.module: network.get_submodule(site.module) for site in sites(walk(network, images))}
+
+
+def last_convolution(network: nn.Module, images: Tensor | None = None) -> tuple[str, nn.Conv2d]:
+    """The convolution that runs last."""
+    steps = walk(network, images).of(nn.Conv2d)
+    if not steps:
+        raise IncompatibleError(f"{title(network)} has no convolution")
+    return steps[-1].name, steps[-1].module  # type: ignore[return-value]
+
+
+def head(network: nn.Module, images: Tensor | None = None) -> tuple[str, nn.Linear]:
+    """Where features end and the classifier head begins: the first Linear that runs behind the last feature map.
+
+    A feature map is anything of more than two dimensions, tokens included: of a ViT the head gets the class token.
+    The first of three in VGG, of two in MobileNetV3, the only one elsewhere.
+    """
+    steps = walk(network, images).steps
+    last = max((number for number, step in enumerate(steps) if len(step.shape) > 2), default=-1)
+    return _linear(network, steps[last + 1 :], 0, "behind its last feature map")
+
+
+def classifier(network: nn.Module, images: Tensor | None = None) -> tuple[str, nn.Linear]:
+    """The Linear that runs last, and gives the logits; :func:`penultimate` is its input."""
+    return _linear(network, walk(network, images).steps, -1, "in its forward")
+
+
+def _linear(network: nn.Module, steps: Sequence[Step], which: int, where: str) -> tuple[str, nn.Linear]:
+    found = [(step.name, step.module) for step in steps if isinstance(step.module, nn.Linear)]
+    if not found:
+        raise IncompatibleError(f"{title(network)} has no Linear layer {where}")
+    return found[which]
+
+
+def penultimate(network: nn.Module, images: Tensor) -> Tensor:
+    """The penultimate features of ``images``, (B, F): the input of :func:`classifier`."""
+    return capture(network, classifier(network, images[:2])[1], images)
 
 
 def capture(network: nn.Module, module: nn.Module, images: Tensor, where: str = "input") -> Tensor:
-    """What ``module`` got (``where="input"``) or gave (``"output"``) during ``network(images)``."""
+    """What ``module`` got (``where="input"``) or gave (``"output"``) during ``network(images)``.
+
+    A copy, since what runs next may work in place.
+    """
     seen: list[Tensor] = []
 
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append(inputs[0] if where == "input" else output)
+    def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].clone())
 
-    handle = module.register_forward_hook(hook)
+    def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output.clone())
+
+    hooks = {"input": module.register_forward_pre_hook, "output": module.register_forward_hook}
+    handle = hooks[where](before if where == "input" else after)  # type: ignore[operator]
     try:
         network(images)
     finally:
@@ -62,17 +143,18 @@ def capture(network: nn.Module, module: nn.Module, images: Tensor, where: str = 
     return seen[-1]
 
 
-def conv_bn_pairs(network: nn.Module) -> dict[str, str]:
-    """``{bn name: conv name}`` for every BatchNorm2d whose input is a convolution's output, from the traced graph."""
-    graph = trace(network)
-    modules = dict(network.named_modules())
+def conv_bn_pairs(network: nn.Module, images: Tensor | None = None) -> dict[str, str]:
+    """``{bn name: conv name}`` for every BatchNorm2d whose input is the very output of a convolution, in order."""
+    given: dict[int, tuple[Step, int]] = {}
     pairs = {}
-    for node in graph.nodes:
-        if node.op == "call_module" and isinstance(modules[node.target], nn.BatchNorm2d):
-            source = node.args[0]
-            called = isinstance(source, fx.Node) and source.op == "call_module"
-            if called and isinstance(modules[str(source.target)], nn.Conv2d):
-                pairs[str(node.target)] = str(source.target)
+    for step in walk(network, images).steps:
+        if isinstance(step.module, nn.BatchNorm2d) and step.source is not None:
+            source, version = given.get(id(step.source[0]), (None, 0))
+            # Something added in place (a shortcut) is another version of the same tensor.
+            if source is not None and version == step.source[1]:
+                pairs[step.name] = source.name
+        if isinstance(step.module, nn.Conv2d) and step.output is not None:
+            given[id(step.output[0])] = step, step.output[1]
     return pairs
 
 
@@ -86,7 +168,7 @@ def trace(network: nn.Module) -> fx.Graph:
         return fx.Tracer().trace(network)
     except Exception as error:  # fx raises many kinds; each means the same thing here
         raise IncompatibleError(
-            f"{type(network).__name__} cannot be traced by torch.fx, so its layer order is unknown ({error})"
+            f"{title(network)} cannot be traced by torch.fx, so what comes behind its head is unknown ({error})"
         ) from error
 
 
@@ -96,19 +178,19 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, batch_size:
     return torch.cat([function(part) for part in images.split(batch_size)])
 
 
-def _has_head(network: nn.Module) -> bool:
+def _has_head(network: nn.Module, images: Tensor | None) -> bool:
     try:
-        head(network)
+        head(network, images)
     except IncompatibleError:
         return False
     return True
 
 
-PARTS: dict[str, Callable[[nn.Module], bool]] = {
-    "BatchNorm2d": lambda network: bool(batch_norms(network)),
-    "Conv2d": lambda network: bool(convolutions(network)),
-    "activations": lambda network: bool(activations(network)),
-    "conv-BatchNorm2d pairs": lambda network: bool(conv_bn_pairs(network)),
+PARTS: dict[str, Callable[[nn.Module, Tensor | None], bool]] = {
+    "BatchNorm2d": lambda network, _: bool(batch_norms(network)),
+    "Conv2d": lambda network, _: bool(convolutions(network)),
+    "activations": lambda network, images: bool(activations(network, images)),
+    "conv-BatchNorm2d pairs": lambda network, images: bool(conv_bn_pairs(network, images)),
     "a Linear head": _has_head,
 }
 """What a defense may require of a network, by the name its YAML gives."""

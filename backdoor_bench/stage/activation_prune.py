@@ -78,18 +78,14 @@ def positions_per_channel(network: nn.Module, head: nn.Module, images: Tensor) -
             maps.append(output.shape)
 
     def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        at_head.append((maps[-1], inputs[0].shape[-1]))
+        # Without a map there is one feature per column.
+        at_head.append((maps[-1] if maps else torch.Size((1, 0, 1, 1)), inputs[0].shape[-1]))
 
     with ExitStack() as hooks:
         for module in network.modules():
             hooks.callback(module.register_forward_hook(note).remove)
         hooks.callback(head.register_forward_pre_hook(stop).remove)
         network(images)
-    if not at_head:
-        raise IncompatibleError(
-            f"the first Linear behind the last convolution of {type(network).__name__} is not called as a module, so "
-            "its inputs cannot be pruned"
-        )
     (_, channels, height, width), columns = at_head[-1]
     return height * width if channels * height * width == columns else 1
 
@@ -105,7 +101,7 @@ def module_behind(network: nn.Module, head: str) -> nn.Module:
                 known[node] = copy.node_copy(node, known.__getitem__)
             except KeyError as error:
                 raise IncompatibleError(
-                    f"in {type(network).__name__} something reaches '{node.name}' around the head '{head}' "
+                    f"in {anatomy.title(network)} something reaches '{node.name}' around the head '{head}' "
                     f"({error}); its columns cannot be pruned alone"
                 ) from None
     return fx.GraphModule(network, copy).eval()
@@ -119,13 +115,13 @@ def head_inputs(network: nn.Module, head: nn.Linear, data: ImageSet, numerics: N
             features = anatomy.capture(network, head, numerics.images(stored))
         if features.ndim != 2:
             raise IncompatibleError(
-                f"the head of {type(network).__name__} gets {tuple(features.shape)}; expected (images, features)"
+                f"the head of {anatomy.title(network)} gets {tuple(features.shape)}; expected (images, features)"
             )
         yield features.float()
 
 
 class ActivationPrune(Stage):
-    """Zeroes the columns of the head (the first Linear behind the last convolution) for the most dormant features.
+    """Zeroes the columns of the head (see :func:`anatomy.head`) for the most dormant features.
 
     Ranked by their mean over the clean training images without augmentation; pruned step by step while the accuracy on
     the validation images is less than ``max_drop`` below that of the whole network, relatively. The last step that
@@ -161,12 +157,14 @@ class ActivationPrune(Stage):
             raise ConfigError(f"unit={unit}: expected channel or position")
         self.max_drop, self.step, self.rank_by, self.unit = max_drop, step, rank_by, unit
 
-    def check(self, network: nn.Module, view: DefenderView) -> None:
-        anatomy.head(network)
+    def check_network(self, network: nn.Module, images: Tensor) -> None:
+        name, head = anatomy.head(network, images)
+        if anatomy.classifier(network, images)[1] is not head:
+            module_behind(network, name)
 
     @torch.no_grad()
     def run(self, network: nn.Module, view: DefenderView) -> Mask:
-        name, head = anatomy.head(network)
+        name, head = anatomy.head(network, view.example)
         first = view.numerics.images(view.train.images[:1])
         with view.numerics.autocast():
             width = positions_per_channel(network, head, first)

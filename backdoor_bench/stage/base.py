@@ -53,8 +53,18 @@ class Stage(ABC):
     def run(self, network: nn.Module, view: DefenderView) -> Output | None:
         """Do the step. ``network`` is the defense's own copy, on the view's device."""
 
+    def check_network(self, network: nn.Module, images: Tensor) -> None:
+        """Raise :class:`IncompatibleError` if the step has no meaning on this network, before any work is done.
+
+        Asked when a run is planned, too, of a network on the meta device: neither weights nor pixels matter.
+
+        Args:
+            images: two images to run it on, where its order of layers matters; see :mod:`anatomy`.
+        """
+
     def check(self, network: nn.Module, view: DefenderView) -> None:
-        """Raise :class:`IncompatibleError` if the step has no meaning on this network, before any work is done."""
+        """The same before the defense runs, with the view in hand."""
+        self.check_network(network, view.example)
 
     @classmethod
     def ports(cls) -> list[Port]:

@@ -187,7 +187,7 @@ class BNFisher(TrainingStage):
         self.max_frac_per_layer, self.rectify_params = max_frac_per_layer, rectify_params
         self.wanted_batch_size = batch_size
 
-    def check(self, network: nn.Module, view: DefenderView) -> None:
+    def check_network(self, network: nn.Module, images: Tensor) -> None:
         self._budget(network)
 
     def run(self, network: nn.Module, view: DefenderView, reference: Reference | None = None) -> Mask:
@@ -219,6 +219,7 @@ class BNFisher(TrainingStage):
         distances = [
             bn_distance(seen[name], self.reference[name], self.lam, self.bn_second_moment, layer.eps)
             for name, layer in self.layers.items()
+            if name in seen  # an auxiliary head does not run
         ]
         return rectify_loss(ce, distances, self.bn_loss, self.bn_weight)
 

@@ -52,14 +52,15 @@ class Moments:
         return mean.float(), variance.sqrt().float()
 
 
-def find_sites(network: nn.Module, wanted: Sites = None) -> list[str]:
-    """The modules whose outputs are bounded.
+def find_sites(network: nn.Module, wanted: Sites = None, images: Tensor | None = None) -> list[str]:
+    """The modules whose outputs are bounded. Activations that have none are given one, see :func:`anatomy.separate`.
 
     Args:
-        wanted: None: every activation (:func:`anatomy.activations`); a number: the first so many of them; names: the
-            activations at or below each, or, where there is none (pooled features), the module itself.
+        wanted: None: every activation; a number: the first so many of them; names: the activations at or below each,
+            or, where there is none (pooled features), the module itself.
+        images: see :func:`anatomy.walk`.
     """
-    activations = list(anatomy.activations(network))
+    activations = anatomy.separate(network, images)
     if wanted is None:
         return activations
     if isinstance(wanted, int):
@@ -124,7 +125,7 @@ def activation_moments(
 
 def _not_once(network: nn.Module, site: str, times: str) -> IncompatibleError:
     return IncompatibleError(
-        f"{type(network).__name__} calls '{site}' {times} per forward, and a bound belongs to a module that is called "
+        f"{anatomy.title(network)} calls '{site}' {times} per forward, and a bound belongs to a module that is called "
         "once; give each call an activation module of its own, or choose other sites"
     )
 
@@ -135,15 +136,15 @@ def initial_bounds(moments: Mapping[str, tuple[Tensor, Tensor]], z: float) -> di
 
 
 class Bound(Stage):
-    """Bounds of every activation unit from clean statistics; the network is left as it is.
+    """Bounds of every activation unit from clean statistics; what the network computes is left as it is.
 
-    The images are augmented once. Eval mode.
+    Of a transformer the outputs of attention blocks are bounded too. The images are augmented once. Eval mode.
 
     Args:
         z: deviations above the mean.
         granularity: ``unit`` bounds each (channel, row, column), as published, and ties the network to one input
             size; ``channel`` (a departure) each channel.
-        sites: see :func:`find_sites`.
+        sites: see :func:`find_sites`. Names of modules that compute no activation are taken as they are.
         augment: statistics of images that were augmented once, as in the authors' code; the paper does not say.
         batch_size: images per forward; no effect on the result.
     """
@@ -163,16 +164,15 @@ class Bound(Stage):
         self.z, self.granularity, self.sites = z, granularity, sites
         self.augment, self.batch_size = augment, batch_size
 
-    def check(self, network: nn.Module, view: DefenderView) -> None:
-        if not find_sites(network, self.sites):
+    def check_network(self, network: nn.Module, images: Tensor) -> None:
+        if not isinstance(self.sites, Sequence) and not anatomy.activations(network, images):
             raise IncompatibleError(
-                f"{type(network).__name__} has no activation modules to bound; use another defense, e.g. ft, or name "
-                "modules with sites=[NAME]"
+                f"{anatomy.title(network)} has no activations to bound; name modules with sites=[NAME]"
             )
 
     def run(self, network: nn.Module, view: DefenderView) -> Bounds:
         data = fixed_augmentation(view) if self.augment else view.train
-        sites = find_sites(network, self.sites)
+        sites = find_sites(network, self.sites, view.example)
         moments = activation_moments(network, data, view.numerics, sites, self.granularity, self.batch_size)
         bounds = initial_bounds(moments, self.z)
         means = torch.stack([bound.mean() for bound in bounds.values()])

@@ -86,9 +86,12 @@ class ChannelLipschitz(Stage):
             raise ConfigError(f"pairing={pairing}: expected graph or module_order")
         self.pairing, self.lone_convolutions = pairing, lone_convolutions
 
-    def pairs(self, network: nn.Module) -> dict[str, str]:
-        """``{BatchNorm name: convolution name}``; raises :class:`IncompatibleError` where there are none that fit."""
-        found = anatomy.conv_bn_pairs(network) if self.pairing == "graph" else module_order_pairs(network)
+    def pairs(self, network: nn.Module, images: Tensor | None = None) -> dict[str, str]:
+        """``{BatchNorm name: convolution name}``; raises :class:`IncompatibleError` where there are none that fit.
+
+        ``images``: see :func:`anatomy.walk`; their pixels do not matter.
+        """
+        found = anatomy.conv_bn_pairs(network, images) if self.pairing == "graph" else module_order_pairs(network)
         usable = anatomy.batch_norms(network)
         found = {norm: conv for norm, conv in found.items() if norm in usable}
         convolutions = anatomy.convolutions(network)
@@ -100,17 +103,18 @@ class ChannelLipschitz(Stage):
                 )
         if not found and not (self.lone_convolutions and convolutions):
             raise IncompatibleError(
-                f"channel Lipschitz scores need a convolution followed by BatchNorm2d, and {type(network).__name__} "
-                "has none"
+                "channel Lipschitz scores need a convolution followed by BatchNorm2d, and "
+                f"{anatomy.title(network)} has none"
             )
         return found
 
-    def check(self, network: nn.Module, view: DefenderView) -> None:
-        self.pairs(network)
+    def check_network(self, network: nn.Module, images: Tensor) -> None:
+        self.pairs(network, images)
 
     @torch.no_grad()
     def run(self, network: nn.Module, view: DefenderView) -> Scores:
-        norms, convolutions, pairs = anatomy.batch_norms(network), anatomy.convolutions(network), self.pairs(network)
+        norms, convolutions = anatomy.batch_norms(network), anatomy.convolutions(network)
+        pairs = self.pairs(network, view.example)
         values = {norm: channel_lipschitz(convolutions[conv], norms[norm]) for norm, conv in pairs.items()}
         if self.lone_convolutions:
             paired = set(pairs.values())

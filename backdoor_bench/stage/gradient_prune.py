@@ -80,29 +80,31 @@ def unlearning_loss(network: nn.Module, data: Triggered, numerics: Numerics, bat
 
 
 class Filters:
-    """The filters of a network's convolutions, numbered through; what pruning one of them zeroes."""
+    """The filters of a network's convolutions, numbered through; what pruning one of them zeroes.
 
-    def __init__(self, network: nn.Module, exclude: Sequence[str] = ()) -> None:
+    Args:
+        exclude: parts of the names of weights that are left out.
+        images: see :func:`anatomy.walk`.
+        layer_type: see :func:`anatomy.neurons`; of ``linear`` a filter is a row.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        exclude: Sequence[str] = (),
+        images: Tensor | None = None,
+        layer_type: str = "conv",
+    ) -> None:
         self.layers = {
-            name: conv
-            for name, conv in anatomy.convolutions(network).items()
+            name: weight
+            for name, weight in anatomy.neurons(network, layer_type, images).items()
             if not any(part in name for part in exclude)
         }
-        self.weights = [conv.weight for conv in self.layers.values()]
-        parameters = dict(network.named_parameters())
+        self.weights = list(self.layers.values())
         followers: dict[str, list[str]] = {name: [] for name in self.layers}
-        for norm, conv in anatomy.conv_bn_pairs(network).items():
-            followers.get(conv, []).append(norm)
-        # Per layer, every parameter whose i-th entry belongs to filter i.
-        self._tensors = [
-            {
-                name: parameters[name]
-                for module in (layer, *followers[layer])
-                for name in (f"{module}.weight", f"{module}.bias")
-                if name in parameters
-            }
-            for layer in self.layers
-        ]
+        for norm, conv in anatomy.conv_bn_pairs(network, images).items():
+            followers.get(f"{conv}.weight", []).append(norm)
+        self._tensors = [anatomy.channel_parameters(network, name, followers[name]) for name in self.layers]
 
     def __len__(self) -> int:
         return sum(len(weight) for weight in self.weights)
@@ -152,6 +154,8 @@ class GradientPrune(Stage):
         max_rounds: stop there at the latest; None: no limit but the filters.
         exclude: parts of the names of convolutions that are not ranked, e.g. ``[.fc1, .fc2]`` for torchvision's
             squeeze-and-excitation.
+        layer_type: ``conv``; or ``linear`` (an extension, not in the paper): the rows of every Linear but the last,
+            and of attention in-projections, for networks such as ViT.
         bn_mode: ``eval``, or ``reference``, see :func:`unlearning_gradients`.
     """
 
@@ -166,6 +170,7 @@ class GradientPrune(Stage):
         max_rounds: int | None = None,
         exclude: Sequence[str] = (),
         bn_mode: Literal["eval", "reference"] = "eval",
+        layer_type: Literal["conv", "linear"] = "conv",
         inputs: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(inputs)
@@ -175,15 +180,19 @@ class GradientPrune(Stage):
             raise ConfigError(f"patience={patience}, filters_per_round={filters_per_round}: expected 1 or more")
         if bn_mode not in ("eval", "reference"):
             raise ConfigError(f"bn_mode={bn_mode}: expected eval or reference")
+        if layer_type not in ("conv", "linear"):
+            raise ConfigError(f"layer_type={layer_type}: expected conv or linear")
+        self.layer_type = layer_type
         self.alpha, self.patience, self.batch_size, self.bn_mode = alpha, patience, batch_size, bn_mode
         self.filters_per_round, self.max_rounds, self.exclude = filters_per_round, max_rounds, tuple(exclude)
 
-    def check(self, network: nn.Module, view: DefenderView) -> None:
-        found = Filters(network, self.exclude)
+    def check_network(self, network: nn.Module, images: Tensor) -> None:
+        found = Filters(network, self.exclude, images, self.layer_type)
         if len(found.layers) < 2:
             raise IncompatibleError(
-                f"Grad-Prune ranks convolution filters over layers, and {type(network).__name__} has "
-                f"{len(found.layers)} convolution (a patch embedding?); use another defense, e.g. ft"
+                f"ranking filters over layers needs two {self.layer_type} layers or more, and {anatomy.title(network)} "
+                f"has {len(found.layers)} ({', '.join(found.layers) or 'none'}) with exclude={list(self.exclude)}; "
+                "for a transformer give this stage layer_type=linear, an extension of the paper"
             )
 
     def run(  # type: ignore[override]
@@ -191,7 +200,7 @@ class GradientPrune(Stage):
     ) -> Mask:
         numerics, size = view.numerics, self.batch_size
         train, held_out = (triggered(trigger, part, view) for part in (view.train, view.validation))
-        filters = Filters(network, self.exclude)
+        filters = Filters(network, self.exclude, view.example, self.layer_type)
         before = accuracy(network, view.validation, numerics)
         first = best = unlearning_loss(network, held_out, numerics, size)
         stored = clone(network)

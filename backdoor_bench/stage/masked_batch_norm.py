@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from backdoor_bench.model import anatomy
@@ -13,6 +14,8 @@ from backdoor_bench.model import anatomy
 
 class MaskedBatchNorm2d(nn.Module):
     """BatchNorm2d with scale ``gamma * (m + dw)`` and shift ``beta * (1 + db)``; only ``mask`` learns.
+
+    A subclass of BatchNorm2d does whatever else it does (timm's go on with an activation).
 
     Attributes:
         mask: m, ``(channels,)``, 1 to start with.
@@ -34,6 +37,8 @@ class MaskedBatchNorm2d(nn.Module):
         if self.noise is not None:
             scale = inner.weight * (self.mask + self.noise[0])
             shift = shift * (1 + self.noise[1])
+        if type(inner) is not nn.BatchNorm2d:
+            return functional_call(inner, {"weight": scale, "bias": shift}, (x,))  # type: ignore[no-any-return]
         if self.training:
             # Batch statistics alone: on a throw-away copy nobody reads the running ones.
             return F.batch_norm(x, None, None, scale, shift, True, 0.0, inner.eps)

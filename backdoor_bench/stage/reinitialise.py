@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_bench.errors import ConfigError, IncompatibleError
+from backdoor_bench.model import anatomy
 from backdoor_bench.stage.base import Stage
 from backdoor_bench.stage.output import Reference, Scores
 from backdoor_bench.stage.ranking import largest
@@ -98,26 +99,18 @@ class Reinitialise(Stage):
         self.neuron_ratio, self.weight_ratio, self.variant = neuron_ratio, weight_ratio, variant
         self.exclude, self.layer_type = tuple(exclude), layer_type
 
-    def check(self, network: nn.Module, view: DefenderView) -> None:
-        found = self.ranked(network)
+    def check_network(self, network: nn.Module, images: Tensor) -> None:
+        found = self.ranked(network, images)
         if len(found) < 2:
             raise IncompatibleError(
-                f"ranking neurons over layers needs two {self.layer_type} layers or more, and {type(network).__name__} "
+                f"ranking neurons over layers needs two {self.layer_type} layers or more, and {anatomy.title(network)} "
                 f"has {len(found)} ({', '.join(found) or 'none'}) with exclude={list(self.exclude)}; "
-                "use another defense, e.g. ft, or for transformers layer_type=linear, an extension of the paper"
+                "for a transformer give this stage layer_type=linear, an extension of the paper"
             )
 
-    def ranked(self, network: nn.Module) -> dict[str, Tensor]:
-        """The weights whose first dimension counts neurons, by parameter name."""
-        found: dict[str, Tensor] = {}
-        kind = nn.Conv2d if self.layer_type == "conv" else nn.Linear
-        for name, module in network.named_modules():
-            if isinstance(module, kind):
-                found[f"{name}.weight"] = module.weight
-            elif kind is nn.Linear and isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-                found[f"{name}.in_proj_weight"] = module.in_proj_weight
-        if kind is nn.Linear and found:
-            found.popitem()  # the classifier: its rows are classes
+    def ranked(self, network: nn.Module, images: Tensor | None = None) -> dict[str, Tensor]:
+        """The weights whose first dimension counts neurons, by parameter name; see :func:`anatomy.neurons`."""
+        found = anatomy.neurons(network, self.layer_type, images)
         return {name: weight for name, weight in found.items() if not any(part in name for part in self.exclude)}
 
     @torch.no_grad()
@@ -125,7 +118,7 @@ class Reinitialise(Stage):
         self, network: nn.Module, view: DefenderView, reference: Reference
     ) -> Scores:
         unlearned = dict(reference.network.named_parameters())
-        weights = self.ranked(network)
+        weights = self.ranked(network, view.example)
         changes = {name: (unlearned[name] - weight).float() for name, weight in weights.items()}
         zeroed = weights_to_zero(changes, self.neuron_ratio, self.weight_ratio, self.variant)
         for name, entries in zeroed.items():

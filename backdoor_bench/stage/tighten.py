@@ -113,7 +113,7 @@ class Tighten(TrainingStage):
     def run(self, network: nn.Module, view: DefenderView, bounds: Bounds | None = None) -> Bounds:
         data = fixed_augmentation(view) if self.augment else view.train
         if bounds is None:
-            moments = activation_moments(network, data, view.numerics, find_sites(network))
+            moments = activation_moments(network, data, view.numerics, find_sites(network, images=view.example))
             bounds = Bounds(initial_bounds(moments, z=4.0))
         self.accuracy_before = accuracy(network, view.validation, view.numerics, self.batch_size)
         self.tolerated = tolerance(self.eps, len(view.validation))

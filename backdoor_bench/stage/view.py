@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from backdoor_bench import seeding
 from backdoor_bench.attack.base import Trigger
@@ -42,6 +43,11 @@ class DefenderView:
     @property
     def device(self) -> torch.device:
         return self.numerics.device
+
+    @property
+    def example(self) -> Tensor:
+        """Two images, (2, 3, H, W) float, to look at a network with; see :mod:`anatomy`."""
+        return self.numerics.images(self.train.images[:1].expand(2, -1, -1, -1))
 
     @property
     def trigger(self) -> Trigger:

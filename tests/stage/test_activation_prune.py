@@ -181,7 +181,7 @@ def test_a_head_that_is_not_called(defender_view: DefenderView) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x).mean((2, 3)) @ self.linear.weight
 
-    with pytest.raises(IncompatibleError, match="is not called as a module"):
+    with pytest.raises(IncompatibleError, match="Unused has no Linear layer behind"):
         ActivationPrune().run(Unused(), defender_view)
 
 
@@ -191,7 +191,7 @@ def test_a_head_without_a_bias(defender_view: DefenderView) -> None:
 
 
 def test_a_network_without_a_head(defender_view: DefenderView) -> None:
-    with pytest.raises(IncompatibleError, match="no Linear layer behind its last convolution"):
+    with pytest.raises(IncompatibleError, match="no Linear layer behind its last feature map"):
         ActivationPrune().check(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), defender_view)
 
 

@@ -113,7 +113,7 @@ def test_the_stage_leaves_the_network_alone(network: nn.Module, defender_view: D
 
 
 def test_nothing_to_bound(defender_view: DefenderView) -> None:
-    with pytest.raises(IncompatibleError, match="no activation modules"):
+    with pytest.raises(IncompatibleError, match="no activations to bound"):
         Bound().check(nn.Sequential(nn.Flatten(), nn.Linear(3072, 4)), defender_view)
     with pytest.raises(ConfigError, match="granularity=map"):
         Bound(granularity="map")  # type: ignore[arg-type]

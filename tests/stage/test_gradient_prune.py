@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import VisionTransformer
 
 from backdoor_bench.attack.base import Trigger
 from backdoor_bench.dataset import ImageSet
@@ -22,6 +23,11 @@ from backdoor_bench.stage.gradient_prune import (
     unlearning_loss,
 )
 from backdoor_bench.stage.known_trigger import KnownTrigger
+
+
+def vit() -> VisionTransformer:
+    """One block, eight features, sixteen patches."""
+    return VisionTransformer(32, 8, 1, 2, 8, 16, num_classes=4)
 
 
 class White(Trigger):
@@ -93,8 +99,8 @@ def test_a_filter_is_its_weights_its_bias_and_the_batchnorm_behind_it(network: n
     filters = Filters(network)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     numbers = {name: number for number, name in enumerate(filters.layers)}
-    start = sum(len(weight) for weight in filters.weights[: numbers["backbone.layer2.0.conv1"]])
-    assert filters.locate(start + 1) == (numbers["backbone.layer2.0.conv1"], 1)
+    start = sum(len(weight) for weight in filters.weights[: numbers["backbone.layer2.0.conv1.weight"]])
+    assert filters.locate(start + 1) == (numbers["backbone.layer2.0.conv1.weight"], 1)
     filters.zero(start + 1)
     mask = filters.mask([start + 1])
     assert set(mask) == {
@@ -111,7 +117,7 @@ def test_a_filter_is_its_weights_its_bias_and_the_batchnorm_behind_it(network: n
 def test_a_convolution_behind_a_sum_takes_no_batchnorm_with_it(network: nn.Module) -> None:
     filters = Filters(network)
     last = len(filters) - 1
-    assert list(filters.layers)[-1] == "backbone.layer4.1.conv2"
+    assert list(filters.layers)[-1] == "backbone.layer4.1.conv2.weight"
     assert list(filters.mask([last])) == ["backbone.layer4.1.conv2.weight"]
 
 
@@ -164,11 +170,45 @@ def test_nothing_helps_nothing_is_pruned(backdoored: nn.Module, view: DefenderVi
 def test_several_filters_a_round_a_limit_and_excluded_names(backdoored: nn.Module, view: DefenderView) -> None:
     mask = GradientPrune(alpha=1.0, filters_per_round=3, max_rounds=1).run(backdoored, view, TRIGGER)
     assert mask.report["rounds"] == 1
-    with pytest.raises(IncompatibleError, match="has 0 convolution"):
+    with pytest.raises(IncompatibleError, match=r"two conv layers or more, and Sequential has 0 \(none\) with exclude=\['0'\]"):
         GradientPrune(exclude=["0"]).check(backdoored, view)
 
 
+def test_a_depthwise_filter_is_a_channel() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4))
+    network.append(nn.Conv2d(4, 6, 1, groups=2))
+    filters = Filters(network)
+    assert len(filters) == 4 + 4 + 6
+    images = torch.rand(2, 3, 8, 8)
+    filters.zero(4 + 1)
+    maps = network.eval()[:4](images)
+    assert not maps[:, 1].any()
+    assert maps[:, [0, 2, 3]].flatten(2).any(2).all()
+    assert {name: tuple(entries.shape) for name, entries in filters.mask([5]).items()} == {
+        "2.weight": (4, 1, 3, 3),
+        "2.bias": (4,),
+        "3.weight": (4,),
+        "3.bias": (4,),
+    }
+
+
+def test_rows_of_a_transformer_where_they_are_asked_for(defender_view: DefenderView) -> None:
+    network = vit().eval()
+    with pytest.raises(IncompatibleError, match=r"VisionTransformer has 1 \(conv_proj\.weight\).* layer_type=linear"):
+        GradientPrune().check(network, defender_view)
+    stage = GradientPrune(layer_type="linear", max_rounds=1)
+    stage.check(network, defender_view)
+    filters = Filters(network, layer_type="linear")
+    assert len(filters.layers) == 4  # in- and out-projection, two layers of the MLP; not the classifier
+    mask = stage.run(network, defender_view, TRIGGER)
+    assert mask.report["rounds"] == 1
+    attention = "encoder.layers.encoder_layer_0.self_attention"
+    assert list(filters.mask([0])) == [f"{attention}.in_proj_weight", f"{attention}.in_proj_bias"]
+
+
 def test_options_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="layer_type=row"):
+        GradientPrune(layer_type="row")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="alpha=10"):
         GradientPrune(alpha=10)
     with pytest.raises(ConfigError, match="bn_mode=train"):

@@ -79,16 +79,16 @@ def test_the_published_network_has_3904_neurons_without_shortcuts_and_4800_with(
 
 def test_a_network_with_one_convolution_is_refused_unless_linear(defender_view: DefenderView) -> None:
     encoder = nn.TransformerEncoderLayer(8, 2, 16)
-    network = nn.Sequential(nn.Conv2d(3, 8, 16, 16), encoder, nn.Linear(8, 4))
+    network = nn.Sequential(nn.Conv2d(3, 8, 32, 32), nn.Flatten(), encoder, nn.Linear(8, 4))
     with pytest.raises(IncompatibleError, match=r"two conv layers or more, and Sequential has 1 \(0\.weight\)"):
         Reinitialise().check(network, defender_view)
     extension = Reinitialise(layer_type="linear")
     extension.check(network, defender_view)
     assert list(extension.ranked(network)) == [
-        "1.self_attn.in_proj_weight",
-        "1.self_attn.out_proj.weight",
-        "1.linear1.weight",
-        "1.linear2.weight",
+        "2.self_attn.in_proj_weight",
+        "2.self_attn.out_proj.weight",
+        "2.linear1.weight",
+        "2.linear2.weight",
     ]
 
 
