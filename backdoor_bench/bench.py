@@ -19,9 +19,10 @@ from backdoor_bench.dataset import Data, Dataset, ImageSet, Manifest, Regime
 from backdoor_bench.defense import Defense
 from backdoor_bench.errors import BenchError, ConfigError
 from backdoor_bench.metric import Evaluator, Measurement, TriggeredSet
-from backdoor_bench.model import Network, architecture, start
+from backdoor_bench.model import Network, anatomy, architecture, start
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.store import Store, Stored, identity
+from backdoor_bench.suspect import given as suspects
 
 T = TypeVar("T")
 
@@ -37,6 +38,8 @@ class Plan:
     victim_identity: Mapping[str, Any]
     victim_key: str
     key: str
+    given: suspects.Given | None = None
+    """The file that the victim comes from; None: it is trained here, or was."""
 
     @property
     def attack(self) -> str | None:
@@ -49,15 +52,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Victim:
-    """A trained network with what the attacker knows of it, on the device, measured."""
+    """A trained network with what the attacker knows of it, on the device, measured; None where it is not known."""
 
     network: Network
     trigger: Trigger | None
     altered: Tensor | None
-    ratio: float
-    seconds: float
+    ratio: float | None
+    seconds: float | None
     measurement: Measurement
     trained_now: bool
+    origin: suspects.Origin | None = None
 
 
 class Bench:
@@ -80,17 +84,23 @@ class Bench:
     def plan(self, config: Mapping[str, Any]) -> Plan:
         """Resolve what is automatic, refuse what cannot be, make the keys.
 
-        Nothing is trained, and nothing read but the data set's manifest.
+        Nothing is trained, and nothing read but the data set's manifest and the hash of a given file.
         """
+        config, given = suspects.resolve(config, self.store)
         trainer = config["trainer"]
         numerics = Numerics.resolve(config["device"], trainer["precision"], trainer["channels_last"])
         regime = Regime.of(config["spc"], config["clean_ratio"])
         manifest = self.manifest(config)
         self._check(config, manifest, regime)
-        victim = identity.victim_identity(config, manifest, numerics)
+        if given is None:
+            victim = identity.victim_identity(config, manifest, numerics)
+        else:
+            victim = suspects.victim_identity(given, config, manifest, numerics)
         victim_key = identity.key(victim)
+        if given is None and config.get("victim") is not None:
+            suspects.check_stored(config, victim_key)
         key = identity.key(identity.run_identity(victim_key, config, manifest))
-        return Plan(config, manifest, numerics, regime, victim, victim_key, key)
+        return Plan(config, manifest, numerics, regime, victim, victim_key, key, given)
 
     def manifest(self, config: Mapping[str, Any]) -> Manifest:
         """Of the configuration's data set. Raises DataError where it is not there."""
@@ -102,8 +112,8 @@ class Bench:
         if defense is not None:
             sizes = manifest.train_counts
             self._once(f"{regime} of {sizes}", lambda: regime.counts(list(sizes)))
-            name = f"{_text(defense)} on {_text(config['model'])} of {classes}"
-            self._once(name, lambda: _check_defense(defense, config["model"], classes))
+            name = f"{_text(defense)} on {_text(config['model'])} of {classes} at {manifest.image_size}"
+            self._once(name, lambda: _check_defense(defense, config["model"], manifest))
         if attack is not None:
             self._once(f"{_text(attack)} of {classes}", lambda: configuration.make(attack).check(classes))
 
@@ -126,10 +136,12 @@ class Bench:
         return _remember(self._data, name, 1, lambda: self._source(plan.config).load().to(device, share))
 
     def victim(self, plan: Plan, data: Data) -> Victim:
-        """The victim of a plan: from memory, from the store, or trained now."""
+        """The victim of a plan: from memory, from its file or the store, or trained now."""
         name = f"{plan.victim_key} on {plan.numerics.device}"
         found = self._victims.pop(name, None)
-        if found is None:
+        if found is None and plan.given is not None:
+            found = self._read(plan, plan.given, data)
+        elif found is None:
             stored, made = self.store.obtain("victims", plan.victim_key, lambda: self._train(plan, data))
             if not made:
                 progress.say(f"found in the store: victim {plan.victim_key}")
@@ -181,6 +193,18 @@ class Bench:
         }
         return Stored(tensors, manifest)
 
+    def _read(self, plan: Plan, given: suspects.Given, data: Data) -> Victim:
+        network = make_model(plan.config["model"], data.num_classes)
+        origin = suspects.load(given, network, plan.config)
+        plan.numerics.place(network).eval()
+        attack, trigger = _attack(plan), None
+        if attack is not None:
+            trigger = attack.trigger(data.manifest.image_size)
+            suspects.load_trigger(given, trigger, self.store, data.manifest.image_size)
+            trigger.to(plan.numerics.device).eval().requires_grad_(False)
+        measured = self.evaluator(plan, data, trigger).measure(network)
+        return Victim(network, trigger, None, None, None, measured, False, origin)
+
     def _load(self, plan: Plan, data: Data, stored: Stored, made: bool) -> Victim:
         network = make_model(plan.config["model"], data.num_classes)
         network.load_state_dict(dict(stored.tensors["network"]))
@@ -228,11 +252,12 @@ def start_model(node: Mapping[str, Any], num_classes: int, **overrides: Any) -> 
     return network
 
 
-def _check_defense(node: Mapping[str, Any], model: Mapping[str, Any], num_classes: int) -> None:
+def _check_defense(node: Mapping[str, Any], model: Mapping[str, Any], manifest: Manifest) -> None:
     defense = configuration.make(dict(node))
     assert isinstance(defense, Defense)
     with torch.device("meta"):
-        defense.check_network(make_model(model, num_classes))
+        network = make_model(model, manifest.num_classes)
+        defense.check_network(network, anatomy.example(network, manifest.image_size))
 
 
 def triggered_set(

@@ -20,6 +20,8 @@ from backdoor_bench.errors import BenchError, BusyError
 from backdoor_bench.metric import Evaluator, Measurement, compare
 from backdoor_bench.model import addition
 from backdoor_bench.store import RECORD_FORMAT, Stored
+from backdoor_bench.suspect import given as suspects
+from backdoor_bench.suspect.deliver import deliver
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def run_plan(plan: Plan, bench: Bench) -> Outcome:
     config = plan.config
     with bench.store.claim(f"run-{plan.key}"):
         record = bench.store.record(plan.key)
-        if record is not None and not config["force"] and not _lacks_purified(plan, bench):
+        redo = config["force"] or config.get("export") is not None or _lacks_purified(plan, bench)
+        if record is not None and not redo:
             progress.say(f"found in the store: run {plan.key} (force=true runs it again)")
             return Outcome(record, str(bench.store.root / "runs" / plan.key), True)
         started = time.time()
@@ -76,22 +79,32 @@ def experiment(plan: Plan, bench: Bench) -> dict[str, Any]:
     victim = bench.victim(plan, data)
     evaluator = bench.evaluator(plan, data, victim.trigger)
     measured: dict[str, Any] = {
-        "victim_was": "trained" if victim.trained_now else "found in the store",
+        "victim_was": _was(plan, victim),
         "victim_seconds": victim.seconds,
         "effective_poisoning_ratio": victim.ratio if victim.trigger is not None else None,
         "weak_attack": victim.measurement.asr is not None and victim.measurement.asr < plan.config["weak_attack_below"],
         "before": asdict(victim.measurement),
         "stages": [],
     }
+    if plan.given is not None:
+        measured["near_chance"] = suspects.near_chance(victim.measurement.acc, plan.manifest)
     final = victim.measurement
     if plan.config.get("defense") is not None:
         purified, final = purify(plan, bench, data, victim, evaluator, measured)
         if plan.config["save_purified"]:
             measured["purified"] = save_purified(plan, bench, purified, final)
+        if plan.config.get("export") is not None:
+            measured["exported"] = deliver(plan, data, victim, purified, measured | asdict(final))
     measured |= asdict(final) | asdict(compare(victim.measurement, final))
     measured |= environment.memory(plan.numerics.device)
     tracking.track(plan, measured, data, victim)
     return measured
+
+
+def _was(plan: Plan, victim: Victim) -> str:
+    if plan.given is not None:
+        return "given"
+    return "trained" if victim.trained_now else "found in the store"
 
 
 def purify(
@@ -167,6 +180,7 @@ def describe(plan: Plan, started: float) -> dict[str, Any]:
         "format": RECORD_FORMAT,
         "key": plan.key,
         "victim": plan.victim_key,
+        **({"given": plan.given.describe()} if plan.given is not None else {}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "dataset": config["dataset"]["name"],
         "variant": plan.manifest.variant,

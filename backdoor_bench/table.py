@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +21,8 @@ def print_run(record: Record, path: str, console: Console | None = None) -> None
     """The run's stages with ACC, ASR, RA and seconds; then what the defense did, and where the record is."""
     # No markup: names, paths and reasons hold brackets of their own.
     console = console or Console(highlight=False, markup=False)
-    attack = record["attack"] or "no attack"
+    given = record.get("given")
+    attack = record["attack"] or ("unknown attack" if given else "no attack")
     defense = record["defense"] or "no defense"
     if record["assumes"]:
         defense += f" (assumes the {' and '.join(record['assumes'])})"
@@ -32,16 +34,17 @@ def print_run(record: Record, path: str, console: Console | None = None) -> None
     for name in ("ACC %", "ASR %", "RA %", "seconds"):
         table.add_column(name, justify="right")
     before = record["before"]
-    source = "victim" if record["attack"] else "clean network"
-    note = "" if record["victim_was"] == "trained" else " (from the store)"
-    table.add_row(source + note, *_metrics(before), f"{record['victim_seconds']:.1f}")
+    source = "victim" if record["attack"] or given else "clean network"
+    note = {"trained": "", "given": " (given)"}.get(record["victim_was"], " (from the store)")
+    seconds = "-" if record["victim_seconds"] is None else f"{record['victim_seconds']:.1f}"
+    table.add_row(source + note, *_metrics(before), seconds)
     for stage in record["stages"]:
         table.add_row(stage["name"] + ("" if stage["changed"] else " (network unchanged)"), *_metrics(stage),
                       f"{stage['seconds']:.1f}")  # fmt: skip
     if record["stages"]:
         table.add_section()
-        seconds = sum(stage["seconds"] for stage in record["stages"])
-        table.add_row("purified", *_metrics(record), f"{seconds:.1f}", style="bold")
+        spent = sum(stage["seconds"] for stage in record["stages"])
+        table.add_row("purified", *_metrics(record), f"{spent:.1f}", style="bold")
     console.print(table)
     if record["stages"]:
         gains = "  ".join(f"{name.upper()} {percent(record[name])} %" for name in ("der", "arr", "rdr"))
@@ -51,6 +54,15 @@ def print_run(record: Record, path: str, console: Console | None = None) -> None
         )
     if record["weak_attack"]:
         console.print("weak attack: this victim's ASR is too low to tell defenses apart", style="yellow")
+    if given:
+        console.print(f"given: {given['file']}, sha256 {given['sha256'][:16]}...", soft_wrap=True)
+    if record["asr"] is None and given:
+        console.print("ASR and RA not measured: that takes the attacker's trigger", style="yellow")
+    if record.get("near_chance"):
+        console.print("the given network's ACC is near chance: normalisation? class order?", style="yellow")
+    if record.get("exported"):
+        card = Path(record["exported"]).with_suffix(".md")
+        console.print(f"exported: {record['exported']}, model card: {card}", soft_wrap=True)
     console.print(f"preset {record['preset']}; record: {path}", soft_wrap=True)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from backdoor_bench.errors import ConfigError, StoreError, UntrustedError
 from backdoor_bench.model import Network, addition
 from backdoor_bench.suspect.fit import fit
-from backdoor_bench.suspect.read import Refused, Weights, read_weights
+from backdoor_bench.suspect.read import Weights, read_weights
 from backdoor_bench.trust import trusted_instance
 
 FORMAT = 1
@@ -45,7 +45,7 @@ def check_target(target: str | Path, replace: bool = False) -> Path:
         raise ConfigError(f"export={target}: there is no folder {path.parent}")
     for file in (path, path.with_suffix(".md")):
         if file.exists() and not replace:
-            raise ConfigError(f"export={target}: {file} is there already; choose another name, or remove it")
+            raise ConfigError(f"export={target}: {file} is there already; choose another name (or force=true)")
     return path
 
 
@@ -185,4 +185,4 @@ def _umask() -> int:
     return current
 
 
-__all__ = ["SUFFIXES", "Refused", "check_target", "describe", "load", "write"]
+__all__ = ["SUFFIXES", "check_target", "describe", "load", "write"]
