@@ -24,13 +24,17 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
 
     ``places`` are the folders of configuration groups. Group choices that do not exist and misspelt groups are refused
     with close matches. In a multirun, a constant under a swept group (``-m +attack=a,b attack.target_label=1``)
-    becomes ``choice(...)``: Hydra applies constants before the swept groups exist, and would refuse it.
+    becomes ``choice(...)``: Hydra applies constants before the swept groups exist, and would refuse it. In a sweep by
+    name, attack and defense are such groups, and ``sweep.only.AXIS=VALUES`` becomes an entry of one mapping, for an
+    axis may have dots of its own.
 
     Raises:
         ConfigError: an unknown name.
     """
     flags = [argument for argument in arguments if argument.startswith("-") and "=" not in argument]
-    multirun = "-m" in flags or "--multirun" in flags
+    grid = any(argument.startswith(("+sweep=", "hydra/sweeper=grid")) for argument in arguments)
+    multirun = grid or "-m" in flags or "--multirun" in flags
+    arguments = _with_options(arguments, grid)
     folders = [*places, *_extra_folders(arguments)]
     parser = OverridesParser.create()
     parsed: list[Override | None] = []
@@ -44,21 +48,38 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
             parsed.append(None)  # Hydra explains it better than we could
     overrides = [override for override in parsed if override is not None]
     for override in overrides:
-        _check(override, folders)
+        _check(override, folders, grid)
     _check_factors(overrides, folders)
     swept = {_root(override) for override in overrides if override.is_sweep_override() and _is_group(override, folders)}
+    if grid:
+        swept |= {"attack", "defense"}
     return [
-        _as_sweep(argument, override) if multirun and override is not None and _depends(override, swept) else argument
-        for argument, override in zip(arguments, parsed, strict=True)
-    ]
+        _as_sweep(argument, override) if override is not None and multirun and _depends(override, swept, grid) else
+        argument for argument, override in zip(arguments, parsed, strict=True)
+    ]  # fmt: skip
 
 
-def _depends(override: Override, swept: set[str]) -> bool:
-    """Whether a constant lies inside a node that only exists once a swept group is chosen."""
+def _with_options(arguments: Sequence[str], grid: bool) -> list[str]:
+    """``sweep.only.AXIS=VALUES`` gathered into one mapping.
+
+    Raises:
+        ConfigError: an option of sweeps without a sweep.
+    """
+    narrowing = [a.removeprefix("sweep.only.") for a in arguments if a.startswith("sweep.only.")]
+    first = next((argument for argument in arguments if argument.startswith("sweep.")), None)
+    if first is not None and not grid:
+        raise ConfigError(f"{first}: only a sweep has this option; add +sweep=NAME, or hydra/sweeper=grid to -m")
+    kept = [argument for argument in arguments if not argument.startswith("sweep.only.")]
+    pairs = ",".join(f"{axis}:{values}" for axis, _, values in (text.partition("=") for text in narrowing))
+    return [*kept, f"++sweep.only={{{pairs}}}"] if narrowing else kept
+
+
+def _depends(override: Override, swept: set[str], grid: bool) -> bool:
+    """Whether a constant lies inside a node that only exists once a swept group is chosen, or chooses it."""
     if override.is_sweep_override() or override.is_delete():
         return False
     package = override.package or override.key_or_group
-    return "." in package and package.split(".")[0] in swept
+    return ("." in package or grid) and package.split(".")[0] in swept
 
 
 def _as_sweep(argument: str, override: Override) -> str:
@@ -66,9 +87,11 @@ def _as_sweep(argument: str, override: Override) -> str:
     return f"{name}=choice({value})"
 
 
-def _check(override: Override, folders: Sequence[Path]) -> None:
+def _check(override: Override, folders: Sequence[Path], grid: bool = False) -> None:
     group, root = override.key_or_group, _root(override)
-    groups = {folder.name for base in folders for folder in base.iterdir() if folder.is_dir()}
+    if root == "hydra":
+        return  # Hydra's own groups, of which most options lie elsewhere
+    groups = {folder.name for base in folders for folder in base.iterdir() if folder.is_dir()} - {"hydra"}
     if not _is_group(override, folders):
         if override.is_add() and "." not in group and not override.is_delete():
             close = difflib.get_close_matches(root, groups, n=1)
@@ -81,6 +104,8 @@ def _check(override: Override, folders: Sequence[Path]) -> None:
             from backdoor_bench.model.timm import require  # seconds, which the run itself would take
 
             require(name)
+        elif grid and group in ("attack", "defense") and name == "none":
+            continue
         elif name not in known and name not in ("null", "None", "") and "${" not in name:
             raise unknown(group.split("/")[-1], name, known)
 

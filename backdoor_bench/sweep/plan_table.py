@@ -1,0 +1,72 @@
+"""A sweep's plan as a person reads it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from backdoor_bench.sweep.plan import SweepPlan
+from backdoor_bench.sweep.status import duration
+
+
+def show(
+    plan: SweepPlan, name: str, seconds: float, store: str, shard: str | None = None, console: Console | None = None
+) -> None:
+    """Print what there is to do, and what is left out and why. ``seconds``: that the planning took."""
+    # No markup: names, paths and reasons hold brackets of their own.
+    console = console or Console(highlight=False, markup=False)
+    part = f", shard {shard}" if shard else ""
+    console.print(
+        f"{name}: {plan.runs:,} runs over {plan.victims:,} victims{part}; planned in {seconds:.1f} s, store {store}",
+        style="bold", soft_wrap=True,
+    )  # fmt: skip
+    table = Table(show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    to_do = len(plan.jobs) - plan.extra
+    table.add_row("victims to train", f"{plan.train:,}")
+    table.add_row("runs to do", f"{to_do:,}" + (f" (+{plan.extra:,} trainings alone)" if plan.extra else ""))
+    table.add_row("done already", f"{plan.done:,}")
+    table.add_row("failed before", f"{plan.failed:,}")
+    left_out = plan.runs - plan.planned
+    if left_out:
+        table.add_row("not here", f"{left_out:,}")
+    table.add_row("expected, one after the other", _expected(plan))
+    console.print(table)
+    for line in left_out_lines(plan):
+        console.print(line, style="yellow", soft_wrap=True)
+
+
+def left_out_lines(plan: SweepPlan) -> Iterator[str]:
+    """What of the grid is not done, and why."""
+    if plan.missing:
+        yield f"skipped, not there yet: {_listed(plan.missing)}"
+    for reason, count in plan.absent.most_common():
+        yield f"not on this machine ({count:,} runs): {reason}"
+    for reason, count in plan.impossible.most_common():
+        yield f"skipped, cannot be ({count:,} runs): {reason}"
+
+
+def _listed(missing: Counter[str]) -> str:
+    """``defense fst, nad (20 runs), attack sbl (13 runs)``."""
+    kinds: dict[str, list[str]] = {}
+    for what in sorted(missing):
+        kind, _, name = what.partition(" ")
+        kinds.setdefault(kind, []).append(name)
+    return "; ".join(
+        f"{kind} {', '.join(names)} ({sum(missing[f'{kind} {name}'] for name in names):,} runs)"
+        for kind, names in sorted(kinds.items())
+    )
+
+
+def _expected(plan: SweepPlan) -> str:
+    known = len(plan.jobs) - plan.unknown
+    if not plan.jobs:
+        return "nothing"
+    if not known:
+        return "unknown: no run of these kinds has been recorded here"
+    text = duration(plan.seconds)
+    return text if not plan.unknown else f"{text} for {known:,} jobs; unknown for {plan.unknown:,}"
