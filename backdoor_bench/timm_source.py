@@ -7,7 +7,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 GROUP, PREFIX = "model", "timm:"
 
@@ -23,6 +23,7 @@ class TimmSource(ConfigSource):
         from backdoor_bench.config import directory
 
         node = OmegaConf.load(directory() / GROUP / "timm.yaml")
+        assert isinstance(node, DictConfig)
         node["name"] = config_path.removeprefix(f"{GROUP}/").removesuffix(".yaml")
         return ConfigResult(self.provider, f"{self.scheme()}://{config_path}", node, {"package": None})
 

@@ -46,6 +46,7 @@ def test_everything_else_is_left_alone(arguments: list[str]) -> None:
         ("+defense=unibpp", r"unknown defense 'unibpp'\. Did you mean unibp"),
         ("dataset=cifr10", r"unknown dataset 'cifr10'\. Did you mean cifar10"),
         ("model=resnet", r"unknown model 'resnet'.*preact_resnet18"),
+        ("model=preact_resnet19,resnet18", r"unknown model 'preact_resnet19'\. Did you mean preact_resnet18"),
         ("preset=evidenc", r"unknown preset 'evidenc'\. Did you mean evidence"),
         ("+attak=badnet", r"unknown group 'attak'\. Did you mean attack"),
         ("+defence=ft", r"unknown group 'defence'\. Did you mean defense"),
@@ -54,6 +55,16 @@ def test_everything_else_is_left_alone(arguments: list[str]) -> None:
 def test_unknown_names_are_refused_with_close_matches(argument: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ready(argument)
+
+
+@pytest.mark.parametrize("factor", ["model.width=8", "+model.width=8", "model.width=8,16", "model.blocks=[1,1,1,1]"])
+def test_a_width_of_a_network_that_has_none_is_refused(factor: str) -> None:
+    ours = ["model=preact_resnet34,resnet18_cifar", factor]
+    ready(*ours)
+    with pytest.raises(
+        ConfigError, match=r"resnet18 is as published, without model\.\w+; preact_resnet18, preact_resnet34"
+    ):
+        ready("model=preact_resnet34,resnet18", factor)
 
 
 def test_a_users_own_folder_of_configurations_counts(tmp_path) -> None:

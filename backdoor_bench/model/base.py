@@ -50,7 +50,7 @@ class Resize(nn.Module):
 class Network(nn.Module):
     """A classifier of (B, 3, H, W) images in [0, 1] into (B, num_classes) logits.
 
-    A subclass builds ``backbone`` and hands it over. Where the network works at one size (``resize``), the resizing
+    A subclass builds ``backbone`` and hands it over; ``name`` is what records call the architecture. Where the network works at one size (``resize``), the resizing
     is part of it, as ``backbone.0``: triggers and perturbations live at the images' own size.
     """
 
@@ -66,6 +66,7 @@ class Network(nn.Module):
         resize: int | None = None,
     ) -> None:
         super().__init__()
+        self.name = type(self).__module__.rpartition(".")[2]
         self.normalize = Normalize(mean, std)
         self.backbone = backbone if resize is None else nn.Sequential(Resize(resize), backbone)
         self.num_classes = num_classes

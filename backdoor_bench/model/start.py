@@ -17,6 +17,7 @@ from torch import Tensor
 from backdoor_bench import progress
 from backdoor_bench.errors import ConfigError, unknown
 from backdoor_bench.model.base import Network, architecture
+from backdoor_bench.suspect.fit import fit
 from backdoor_bench.suspect.read import read_weights, sha256_of
 
 OPTIONS = ("pretrained", "weights", "download")
@@ -75,9 +76,12 @@ def find(node: Mapping[str, Any]) -> Start | None:
 def load(network: Network, node: Mapping[str, Any]) -> None:
     """Give ``network`` the weights that its configuration starts from; without any, leave its random ones.
 
+    A head for another number of classes stays random, and that is said.
+
     Raises:
-        ConfigError: the file is not there, is not what it should be, or does not fit the network.
-        UntrustedError: the file holds no plain weights; nothing in it was executed.
+        ConfigError: the file is not there, or is not what it should be.
+        IncompatibleError: it does not fit the network; what does not, by name and shape.
+        UntrustedError: it holds no plain weights; nothing in it was executed.
     """
     start = find(node)
     if start is None:
@@ -89,40 +93,15 @@ def load(network: Network, node: Mapping[str, Any]) -> None:
             f"{start.asked}: the sha256 of {start.path} is {found.sha256}, expected {start.digest}: it is damaged or "
             "another file; delete it and fetch it again"
         )
-    fill(network, found.tensors, f"{start.asked} ({start.path.name})", architecture(node))
-
-
-def fill(network: Network, tensors: Mapping[str, Tensor], source: str, name: str) -> None:
-    """Load tensors of anybody's naming into ``network``; a head for other classes is left as it is, and that is said.
-
-    Args:
-        source, name: where the tensors come from and what the network is, for messages.
-
-    Raises:
-        ConfigError: they do not fit, with the names and shapes that do not.
-    """
-    tensors, own = network.own_names(tensors), network.state_dict()
+    tensors, own, name = network.own_names(found.tensors), network.state_dict(), architecture(node)
     head = _other_head(own, tensors, network.num_classes)
     if head:
         progress.say(
-            f"{source} has {len(tensors[head[0]]):,} classes, {name} here {network.num_classes:,}: "
-            f"its head ({', '.join(head)}) starts from random weights"
+            f"{start.asked}: {start.path.name} has {len(tensors[head[0]]):,} classes, {name} here "
+            f"{network.num_classes:,}; its head ({', '.join(head)}) starts from random weights"
         )
-        tensors = {**tensors, **{key: own[key] for key in head}}
-    shapes = {
-        key: f"{key} is {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in tensors and tensors[key].shape != value.shape
-    }
-    # Modules that renamed their tensors over the years know it themselves, and mend it in load_state_dict.
-    missing, foreign = network.load_state_dict(
-        {key: value for key, value in tensors.items() if key not in shapes}, strict=False
-    )
-    wrong = [*shapes.values(), *(f"{key} is missing" for key in missing if key not in shapes)]
-    wrong += [f"{key} is not of {name}" for key in foreign]
-    if wrong:
-        more = f"; and {len(wrong) - 5:,} more" if len(wrong) > 5 else ""
-        raise ConfigError(f"{source} does not fit {name}: {'; '.join(wrong[:5])}{more}")
+        tensors |= {key: own[key] for key in head}
+    fit(network, tensors, f"{start.asked} ({start.path})")
 
 
 def _published(node: Mapping[str, Any], pretrained: Any) -> Start:

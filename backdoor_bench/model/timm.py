@@ -43,6 +43,7 @@ class TimmNetwork(Network):
         if resize is None and published.get("fixed_input_size"):
             resize = int(published["input_size"][-1])
         super().__init__(backbone, num_classes, mean, std, resize)
+        self.name = name
 
 
 def require(name: str) -> ModuleType:

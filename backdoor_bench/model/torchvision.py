@@ -25,7 +25,11 @@ class TorchvisionNetwork(Network):
         ConfigError: torchvision has no such classifier.
     """
 
-    aliases = ((r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2"),)  # as torchvision's DenseNet files have it
+    aliases = (  # as torchvision's own files have them
+        (r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2"),
+        (r"\bmlp\.linear_1\.", "mlp.0."),
+        (r"\bmlp\.linear_2\.", "mlp.3."),
+    )
 
     def __init__(
         self,
@@ -41,3 +45,4 @@ class TorchvisionNetwork(Network):
         if builder not in known:
             raise unknown("torchvision network", builder, known)
         super().__init__(get_model(builder, weights=None, num_classes=num_classes), num_classes, mean, std, resize)
+        self.name = name
