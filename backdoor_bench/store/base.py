@@ -24,6 +24,10 @@ RECORD_FORMAT = 1
 """Raised when records change so that earlier code would read them wrongly."""
 
 
+DAMAGE = (OSError, ValueError, KeyError, AttributeError)
+"""What reading a stored network raises if it is not as it was written."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A network as it lies in the store: groups of tensors by file stem, and a manifest of plain values."""
@@ -71,16 +75,9 @@ class Store:
         if not folder.is_dir():
             return None
         try:
-            manifest = files.read_json(folder / "manifest.json")
-            if manifest.get("key") != key:
-                raise ValueError(f"it says it is {manifest.get('key')}")
-            for name, digest in manifest["files"].items():
-                if Path(name).name != name:
-                    raise ValueError(f"it names a file elsewhere: {name}")
-                if files.sha256(folder / name) != digest:
-                    raise ValueError(f"{name} does not match its checksum")
+            manifest = check_network(folder)
             tensors = {Path(name).stem: safetensors.torch.load_file(folder / name) for name in manifest["files"]}
-        except (OSError, ValueError, KeyError, AttributeError, safetensors.SafetensorError) as error:
+        except (*DAMAGE, safetensors.SafetensorError) as error:
             _set_aside(folder, f"{kind} {key} in the store is damaged ({error})")
             return None
         return Stored(tensors, manifest)
@@ -185,6 +182,23 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def check_network(folder: Path) -> dict[str, Any]:
+    """The manifest of a stored network, after its files were compared with it.
+
+    Raises:
+        One of :data:`DAMAGE`: something is missing or was altered.
+    """
+    manifest = files.read_json(folder / "manifest.json")
+    if manifest.get("key") != folder.name:
+        raise ValueError(f"it says it is {manifest.get('key')}")
+    for name, digest in manifest["files"].items():
+        if Path(name).name != name:
+            raise ValueError(f"it names a file elsewhere: {name}")
+        if files.sha256(folder / name) != digest:
+            raise ValueError(f"{name} does not match its checksum")
+    return manifest
 
 
 def _own(tensor: Tensor) -> Tensor:

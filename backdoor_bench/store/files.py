@@ -56,21 +56,31 @@ def _reserved(scratch: Path, target: Path) -> Iterator[Path]:
         lock.release()
 
 
-def remove_leftovers(scratch: Path) -> int:
-    """Remove what dead writers left half written in ``scratch``; returns how many. The living keep theirs."""
-    names = {path.name.removesuffix(".lock") for path in scratch.glob("*")}
-    removed = 0
-    for name in sorted(names):
-        lock = Lock(scratch / f"{name}.lock")
+def leftovers(scratch: Path, remove: bool = False) -> list[Path]:
+    """What dead writers left half written in ``scratch``, or had left if ``remove``. The living keep theirs."""
+    found = []
+    for path in sorted({path.with_name(path.name.removesuffix(".lock")) for path in scratch.glob("*")}):
+        lock = Lock(path.with_name(f"{path.name}.lock"))
         try:
-            if lock.acquire(wait=False):
-                removed += (scratch / name).exists()
-                _remove(scratch / name)
-        except OSError:  # another's, or the store is read-only
+            if path.exists() and not lock.is_held():
+                found.append(path)
+            if remove and lock.acquire(wait=False):
+                _remove(path)
+        except OSError:  # somebody else's, or the store is read-only
             continue
         finally:
             lock.release()
-    return removed
+    return found
+
+
+def discard(path: Path, scratch: Path) -> None:
+    """Remove a file or folder so that nobody ever sees half of it.
+
+    Raises:
+        UnwritableError: it may not be removed.
+    """
+    with _reserved(scratch, path) as place:
+        path.rename(place)
 
 
 def _remove(path: Path) -> None:

@@ -52,6 +52,17 @@ class Lock:
             unlock_descriptor(descriptor)  # also where a forked child still has the file open
         os.close(descriptor)
 
+    def is_held(self) -> bool:
+        """Whether somebody holds it at this moment. Nothing is changed."""
+        try:
+            descriptor = os.open(self.path, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            return not lock_descriptor(descriptor, blocking=False)
+        finally:
+            os.close(descriptor)
+
     def _has_the_name(self, descriptor: int) -> bool:
         try:
             return os.path.samestat(os.fstat(descriptor), self.path.stat())

@@ -91,9 +91,9 @@ def run(
     known = {job.key: job for job in jobs}
     make_work = make_work or runs(root)
     schedule = Schedule(jobs, None if budget_seconds is None else started + budget_seconds)
-    files.remove_leftovers(root / "tmp")
+    files.leftovers(root / "tmp", remove=True)
     driver = _Driver(schedule, known, on_result, make_work)
-    with Watch(root, name, schedule, known, resume_command) as watch:
+    with Watch(root, name, schedule, resume_command) as watch:
         driver.watch = watch
         if schedule.finished:
             driver.tell()
@@ -107,7 +107,7 @@ def run(
         )  # fmt: skip
         if callable(retry_command):
             retry_command = retry_command(watch.retry_file) if watch.retry_file is not None else None
-        watch.end(summary, retry_command or resume_command)
+        watch.end(summary, resume_command, retry_command)
     return summary
 
 

@@ -17,6 +17,9 @@ RETRIES = 2
 VICTIMS_KEPT = 4
 """How many victims a worker is taken to have in memory; ``Bench`` keeps as many."""
 
+VICTIM_FAILED = "its victim failed"
+"""How the reason of a job begins that was skipped for this."""
+
 PATIENCE = (1.0, 2.0, 5.0, 10.0)
 """Seconds until a job that another process works on is asked for again; the last one ever after."""
 
@@ -285,8 +288,8 @@ class Schedule:
             if status in ("ok", "found"):
                 self._push(dependent)
             else:
-                what = "failed" if status == "failed" else "was not trained"
-                self._end(dependent, "skipped", f"its victim {what} ({job.label}): {reason}")
+                what = VICTIM_FAILED if status == "failed" else "its victim was not trained"
+                self._end(dependent, "skipped", f"{what} ({job.label}): {reason}")
 
     def _hopeless(self) -> None:
         """Jobs that wait for one another in a circle would never start."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from backdoor_bench.errors import BenchError
 from backdoor_bench.store import files
 from backdoor_bench.sweep import status
 from backdoor_bench.sweep.job import Job, Result
-from backdoor_bench.sweep.schedule import Schedule
+from backdoor_bench.sweep.schedule import VICTIM_FAILED, Schedule
 from backdoor_bench.sweep.status import State, duration
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ class Watch:
         UnwritableError: on entering, if the store takes nothing.
     """
 
-    def __init__(
-        self, root: Path, name: str, schedule: Schedule, jobs: Mapping[str, Job], command: str | None = None
-    ) -> None:
+    def __init__(self, root: Path, name: str, schedule: Schedule, command: str | None = None) -> None:
         self.failures: list[tuple[str, str]] = []
         self.retry_file: Path | None = None
         self._root = root
@@ -109,6 +106,8 @@ class Watch:
             self._state.weak = self._schedule.weak
             if result.status == "failed":
                 self._failed(job, result)
+            elif result.status == "skipped" and (result.reason or "").startswith(VICTIM_FAILED):
+                self._note(result.key)
             if result.status in ("ok", "failed"):
                 line = f"[{self._state.done:,}/{self._state.total:,}] {_line(job, result)}"
                 self._state.results = [*self._state.results[1 - status.SHOWN :], line]
@@ -120,7 +119,7 @@ class Watch:
             progress.say(line)
         self._estimate()
 
-    def end(self, summary: Summary, command: str | None) -> None:
+    def end(self, summary: Summary, resume_command: str | None, retry_command: str | None) -> None:
         """Say how it ended, and what to type next."""
         self._say_quiet()
         if self._live is not None:
@@ -137,12 +136,16 @@ class Watch:
         more = summary.counts["failed"] - 2 * status.SHOWN
         if more > 0:
             progress.say(f"  and {more:,} more failed; their keys are in {summary.retry_file}")
-        left = summary.counts["failed"] + summary.counts["skipped"]
-        with self._lock:
-            self._state.command = command if left else None
-        if left and command:
-            retry = summary.counts["failed"] and summary.retry_file is not None and not summary.counts["skipped"]
-            progress.say(f"{'retry what failed' if retry else 'go on'} with: {command}")
+        if summary.stopped is not None or summary.counts["skipped"]:
+            self._advise("go on with", resume_command)
+        if summary.retry_file is not None:
+            self._advise("retry only what failed with", retry_command or resume_command)
+
+    def _advise(self, what: str, command: str | None) -> None:
+        if command is not None:
+            progress.say(f"{what}: {command}")
+            with self._lock:
+                self._state.command = command
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -151,10 +154,14 @@ class Watch:
         if len(self.failures) < FAILURES_KEPT:
             self.failures.append(failure)
         self._state.failures = [*self._state.failures[1 - status.SHOWN :], failure]
+        self._note(result.key)
+
+    def _note(self, key: str) -> None:
+        """One more that a retry has to do: what failed, and what waited for a victim that did."""
         path = self._root / status.FOLDER / f"{self._state.id}.failed"
         try:
             with path.open("a") as file:
-                file.write(f"{result.key}\n")
+                file.write(f"{key}\n")
             self.retry_file = path
         except OSError as error:
             progress.say(str(files.cannot_write(path, error)))

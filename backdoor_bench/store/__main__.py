@@ -1,0 +1,97 @@
+"""``python -m backdoor_bench.store compact | verify | gc``: looking after a store of results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from backdoor_bench import progress
+from backdoor_bench.errors import BenchError, ConfigError, StoreError
+from backdoor_bench.store import upkeep
+from backdoor_bench.store.base import Store
+
+SHOWN = 20
+MIB = 2**20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns 0, or 1 if something is damaged or went wrong."""
+    parser = argparse.ArgumentParser(prog="python -m backdoor_bench.store", description="Look after a store.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    default = os.environ.get("BACKDOOR_BENCH_STORE", "./store")
+    for name, what in (
+        ("compact", "all records into one Parquet file beside them, which reports read"),
+        ("verify", "hash everything again; find what is damaged or belongs to nothing"),
+        ("gc", "show what no record needs; remove it with --yes"),
+    ):
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("store", nargs="?", type=Path, default=Path(default))
+    command.add_argument("--yes", action="store_true", help="remove what is shown")
+    options = parser.parse_args(arguments)
+    try:
+        if not options.store.is_dir():
+            raise StoreError(f"no store at {options.store}; give its folder, or make one: python -m backdoor_bench")
+        store = Store(options.store)
+        if options.command == "compact":
+            return _compact(store)
+        return _verify(store) if options.command == "verify" else _gc(store, options.yes)
+    except BenchError as error:
+        progress.say(f"error: {error}")
+        return 1
+
+
+def _compact(store: Store) -> int:
+    try:
+        from backdoor_bench.report import frame  # pandas, an extra
+
+        path = frame.compact(store.root)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"Parquet needs {error.name}: pip install 'backdoor_bench[report]'") from None
+    progress.say(f"{path}: {path.stat().st_size / MIB:.1f} MiB")
+    return 0
+
+
+def _verify(store: Store) -> int:
+    counts: Counter[str] = Counter()
+    for finding in upkeep.verify(store):
+        counts[finding.kind] += 1
+        if finding.kind in ("damaged", "unknown") or counts[finding.kind] <= SHOWN:
+            print(f"{finding.kind}: {finding.path.relative_to(store.root)}: {finding.what}")
+    for kind, count in counts.items():
+        if kind in ("lacking", "useless") and count > SHOWN:
+            print(f"{kind}: {count - SHOWN:,} more")
+    advice = {
+        "damaged": "is set aside when next asked for, and made again", "lacking": "still counts as a result",
+        "useless": "can go: python -m backdoor_bench.store gc", "unknown": "needs a newer backdoor_bench",
+    }  # fmt: skip
+    for kind, count in counts.items():
+        progress.say(f"{count:,} {kind}: what is {kind} {advice[kind]}")
+    if not counts:
+        progress.say("everything is as it was written")
+    return int(bool(counts["damaged"] or counts["unknown"]))
+
+
+def _gc(store: Store, yes: bool) -> int:
+    findings = upkeep.garbage(store)
+    size = 0
+    for number, finding in enumerate(findings):
+        size += finding.bytes
+        if number < SHOWN:
+            print(f"{finding.path.relative_to(store.root)}: {finding.what} ({finding.bytes / MIB:.1f} MiB)")
+    if len(findings) > SHOWN:
+        print(f"and {len(findings) - SHOWN:,} more")
+    if not findings:
+        progress.say("nothing to remove")
+    elif not yes:
+        progress.say(f"{len(findings):,} things, {size / MIB:.1f} MiB; remove them with --yes")
+    else:
+        progress.say(f"{upkeep.remove(store, findings):,} of {len(findings):,} things removed, {size / MIB:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

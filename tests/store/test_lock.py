@@ -1,0 +1,105 @@
+"""Locks that exclude, end with their process, and leave no files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from backdoor_bench.errors import BusyError
+from backdoor_bench.store import Store
+from backdoor_bench.store.lock import Lock
+
+
+def count_up(path: Path, counter: Path, times: int) -> None:
+    """Reads a number and writes the next: numbers get lost if two do it at once."""
+    for _ in range(times):
+        lock = Lock(path)
+        lock.acquire()
+        counter.write_text(str(int(counter.read_text()) + 1))
+        lock.release()
+
+
+def hold(path: Path, holding: multiprocessing.Event) -> None:
+    Lock(path).acquire()
+    holding.set()
+    signal.pause()
+
+
+def test_one_holder_and_no_file_left(tmp_path: Path) -> None:
+    first, second = Lock(tmp_path / "x.lock"), Lock(tmp_path / "x.lock")
+    assert not first.is_held()
+    assert first.acquire()
+    assert second.is_held()
+    assert not second.acquire(wait=False)
+    first.release()
+    assert not list(tmp_path.iterdir())
+    assert second.acquire(wait=False)
+    first.release()  # holds nothing any more: takes nothing from the second
+    assert first.is_held()
+    second.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_whoever_waited_on_a_removed_file_starts_over(tmp_path: Path, monkeypatch) -> None:
+    """Between opening and locking, the file is removed and another process locks a new one of that name."""
+    from backdoor_bench.store import lock as module
+
+    path, other = tmp_path / "x.lock", Lock(tmp_path / "x.lock")
+    real, tries = module.lock_descriptor, []
+
+    def slow(descriptor: int, **options: object) -> bool:
+        tries.append(descriptor)
+        if len(tries) == 1:
+            path.unlink()
+            assert other.acquire(wait=False)
+        return real(descriptor, **options)
+
+    monkeypatch.setattr(module, "lock_descriptor", slow)
+    late = Lock(path)
+    assert not late.acquire(wait=False), "the lock on the removed file guards nothing"
+    other.release()
+    assert late.acquire(wait=False)
+
+
+def test_many_processes_never_hold_it_together(tmp_path: Path) -> None:
+    """Every release removes the file, every acquisition makes it: the moments at which such schemes break."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=count_up, args=(tmp_path / "x.lock", counter, 60)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert counter.read_text() == "240"
+    assert not (tmp_path / "x.lock").exists()
+
+
+def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    holding = fork.Event()
+    process = fork.Process(target=hold, args=(tmp_path / "x.lock", holding))
+    process.start()
+    assert holding.wait(60)
+    lock = Lock(tmp_path / "x.lock")
+    assert not lock.acquire(wait=False)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    assert lock.acquire(wait=False)
+    lock.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_does_not_wait(tmp_path: Path) -> None:
+    store = Store(tmp_path, wait=False)
+    with store.claim("run-x"):
+        with pytest.raises(BusyError, match="another process works on run-x"), store.claim("run-x"):
+            pass
+        with store.claim("run-y"):
+            pass
+    assert not list((tmp_path / "locks").iterdir())
