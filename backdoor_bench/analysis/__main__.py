@@ -19,7 +19,7 @@ from backdoor_bench import overrides as typed
 from backdoor_bench import progress
 from backdoor_bench.analysis.base import ANALYSES, Finding
 from backdoor_bench.config import directory, plain
-from backdoor_bench.errors import BenchError, ConfigError, StoreError, unknown
+from backdoor_bench.errors import BenchError, ConfigError, unknown
 from backdoor_bench.report.figure import style
 
 SEES = "Uses the attacker's trigger, which no blind defense sees"
@@ -88,10 +88,8 @@ def write(name: str, study: Any, finding: Finding, out: Path, formats: Sequence[
     table.writerows(rows)
     for kind, content in (("json", json.dumps(facts, indent=1, allow_nan=False) + "\n"), ("csv", text.getvalue())):
         path = out / f"{name}.{kind}"
-        try:
-            path.write_text(content)
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}; choose another place with --out") from error
+        with style.replacing(path) as temporary:
+            temporary.write_text(content)
         made.append(path)
     return made
 

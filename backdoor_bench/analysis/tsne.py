@@ -98,7 +98,7 @@ class Tsne(Finding):
     def notes(self) -> list[str]:
         return [
             f"{len(self.labels):,} clean test images by class, {len(self.true):,} triggered ones as crosses",
-            f"Near the target: share of the {NEIGHBOURS} nearest clean features, not in the plane, with the attack label",
+            f"Near the target: share of the {NEIGHBOURS} nearest clean features (not in the plane) of the attack label",
             f"scikit-learn's t-SNE, perplexity {PERPLEXITY:g}, PCA start",
         ]
 

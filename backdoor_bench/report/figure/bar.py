@@ -80,7 +80,7 @@ def draw_time(records: Records) -> Figure:
         raise ConfigError(f"{len(groups)} panels, one for each {' and '.join(varying)}; filter, as in device=cuda")
     order = list(runs.groupby("defense").defense_seconds.median().sort_values().index)
     with style.printed():
-        figure, drawn = style.canvas(len(groups), 1, 5.2, 0.5 + 0.22 * len(order), sharex=True)
+        figure, drawn = style.canvas(len(groups), 1, 5.2, 0.9 + 0.2 * len(order), sharex=True)
         for (heading, part), (panel,) in zip(groups, drawn, strict=True):
             _times(panel, part, [name for name in order if name in set(part.defense)])
             panel.set_title(heading)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WIDE = 20.0
 """A positive axis whose largest value is more than this many times the smallest is logarithmic."""
+CELL = ["defense", "attack", "dataset", "architecture"]
+"""What stays the same along a line."""
 PRUNED = ("pruned", "zeroed")
 OF = ("entries", "units", "features", "channels", "weights", "filters", "neurons")
 
@@ -68,7 +70,7 @@ def draw_sensitivity(records: Records, parameter: str, weak: bool = False) -> Fi
     runs = picked.runs.assign(value=option.values(picked.runs, parameter))
     runs = runs[runs.value.notna()]
     runs = runs.assign(defense=runs.defense.fillna(style.NO_DEFENSE), assumes=runs.assumes.fillna(""))
-    swept = runs.groupby(["defense", "attack"]).value.transform("nunique") > 1
+    swept = runs.groupby(CELL).value.transform("nunique") > 1
     if not swept.any():
         only = ", ".join(map(str, pick.ordered(runs.value)))
         raise ConfigError(
@@ -97,8 +99,8 @@ def draw_budget(records: Records, weak: bool = False) -> Figure:
     runs = picked.runs.merge(shares(records.stages), on="key")
     if not len(runs):
         raise ConfigError("no run's stages report what they pruned; run one of a pruning defense: +defense=unibp")
-    budgets = runs.groupby(["defense", "attack"]).defense_options.transform("nunique") > 1
-    budgets &= runs.groupby(["defense", "attack"]).share.transform("nunique") > 1
+    budgets = runs.groupby(CELL).defense_options.transform("nunique") > 1
+    budgets &= runs.groupby(CELL).share.transform("nunique") > 1
     if not budgets.any():
         raise ConfigError(
             "no defense was run with several pruning budgets; sweep one: "
@@ -138,7 +140,7 @@ def _denominators(runs: DataFrame) -> str:
 
 def _several(runs: DataFrame, column: str, words: str, example: str) -> tuple[DataFrame, list[str]]:
     """The runs whose defense, attack, data set and network were run at two values or more, and a note on the others."""
-    swept = runs.groupby(["defense", "attack", "dataset", "architecture"])[column].transform("nunique") > 1
+    swept = runs.groupby(CELL)[column].transform("nunique") > 1
     if not swept.any():
         have = ", ".join(pick.text(column, value) for value in pick.ordered(runs[column])) or "none"
         raise ConfigError(

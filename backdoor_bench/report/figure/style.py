@@ -9,7 +9,7 @@ import hashlib
 import textwrap
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,18 +177,28 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMA
     check_formats(formats)
     made = []
     for kind in formats:
-        path, temporary = folder / f"{name}.{kind}", folder / f".{uuid.uuid4().hex}.tmp"
+        path = folder / f"{name}.{kind}"
         metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with printed():  # the salt of an SVG's names is read when it is written
-                figure.savefig(temporary, format=kind, dpi=dpi, metadata=metadata)
-            temporary.replace(path)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {path}: {error.strerror or error}; choose another place with --out"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, printed():  # the salt of an SVG's names is read when it is written
+            figure.savefig(temporary, format=kind, dpi=dpi, metadata=metadata)
         made.append(path)
     return made
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that becomes ``path`` when the block ends, or nothing.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
