@@ -173,4 +173,10 @@ def _keys(path: Path) -> frozenset[str]:
 
 def _resources(launcher: DictConfig) -> dict[str, Any]:
     """What ``hydra/launcher=ray`` says of workers; the engine's own defaults with any other launcher."""
-    return {}
+    if "gpus_per_worker" not in launcher:
+        return {}
+    return {
+        "workers": launcher.workers,
+        "gpus_per_worker": launcher.gpus_per_worker,
+        "address": launcher.init.address,
+    }
