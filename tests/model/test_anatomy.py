@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import (
+    VisionTransformer,
+    densenet121,
+    efficientnet_b0,
+    mobilenet_v3_small,
+    resnet18,
+    vgg11,
+)
 
 from backdoor_bench.errors import IncompatibleError
-from backdoor_bench.model import anatomy
+from backdoor_bench.model import Network, anatomy
+
+
+def vit() -> VisionTransformer:
+    return VisionTransformer(32, 8, 2, 2, 8, 16)
 
 
 class Small(nn.Module):
@@ -20,6 +34,7 @@ class Small(nn.Module):
         self.relu = nn.ReLU()
         self.before = nn.BatchNorm2d(4)
         self.last = nn.Conv2d(4, 4, 1)
+        self.pool = nn.AdaptiveAvgPool2d(2)
         self.flat = nn.Flatten()
         self.hidden = nn.Linear(16, 5)
         self.gate = nn.Sigmoid()
@@ -28,7 +43,7 @@ class Small(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.relu(self.bn(self.conv(images)))
         x = x + self.last(self.before(x))
-        logits: Tensor = self.out(self.gate(self.hidden(self.flat(x))))
+        logits: Tensor = self.out(self.gate(self.hidden(self.flat(self.pool(x)))))
         return logits
 
 
@@ -38,6 +53,8 @@ def test_parts_by_name() -> None:
     assert list(anatomy.convolutions(network)) == ["conv", "last"]
     assert list(anatomy.activations(network)) == ["relu"]
     assert anatomy.head(network) == ("hidden", network.hidden)
+    assert anatomy.classifier(network) == ("out", network.out)
+    assert anatomy.last_convolution(network) == ("last", network.last)
     assert anatomy.conv_bn_pairs(network) == {"bn": "conv"}
 
 
@@ -54,11 +71,125 @@ def test_pairs_of_pre_activation_blocks(network) -> None:
     assert all(bn.endswith("bn2") and conv == bn.replace("bn2", "conv1") for bn, conv in pairs.items())
 
 
-def test_the_head_lies_behind_the_last_convolution() -> None:
-    early = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(1, 1, 1), nn.Linear(2, 3), nn.Linear(3, 4))
-    assert anatomy.head(early) == ("2", early[2])
-    with pytest.raises(IncompatibleError, match="Sequential has no Linear layer behind its last convolution"):
-        anatomy.head(nn.Sequential(nn.Linear(2, 2), nn.Conv2d(1, 1, 1)))
+class Backwards(nn.Module):
+    """Registered from the head to the stem; a gate of Linear layers comes behind the last convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.head, self.gate = nn.Linear(3, 2), nn.Linear(4, 3), nn.Linear(4, 4)
+        self.late, self.early = nn.Conv2d(4, 4, 1), nn.Conv2d(3, 4, 1)
+        self.rest = nn.ReLU()
+        self.idle = nn.Linear(4, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.late(self.early(images))
+        maps = self.rest(maps * self.gate(maps.mean((2, 3))).sigmoid()[:, :, None, None])
+        logits: Tensor = self.out(self.head(maps.mean((2, 3))))
+        return logits
+
+
+def test_what_lies_behind_what_is_a_matter_of_the_forward() -> None:
+    network = Backwards()
+    assert anatomy.head(network) == ("head", network.head)
+    assert anatomy.classifier(network) == ("out", network.out)
+    assert anatomy.last_convolution(network) == ("late", network.late)
+    assert list(anatomy.neurons(network, "linear")) == ["head.weight", "gate.weight", "idle.weight"]
+    images = torch.rand(3, 3, 4, 4)
+    features = anatomy.penultimate(network, images)
+    assert torch.equal(network.out(features), network(images))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_asking_leaves_the_network_as_it_was(mode: bool) -> None:
+    network = Small().train(mode)
+    network.bn.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    anatomy.head(network)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert network.training is mode
+    assert not network.bn.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (resnet18, ("fc", "fc", "layer4.1.conv2", 20)),
+        (vgg11, ("classifier.0", "classifier.6", "features.18", 0)),
+        pytest.param(
+            densenet121,
+            ("classifier", "classifier", "features.denseblock4.denselayer16.conv2", 59),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(mobilenet_v3_small, ("classifier.0", "classifier.3", "features.12.0", 34), marks=pytest.mark.slow),
+        pytest.param(efficientnet_b0, ("classifier.1", "classifier.1", "features.8.0", 49), marks=pytest.mark.slow),
+        (vit, ("heads.head", "heads.head", "conv_proj", 0)),
+    ],
+)
+def test_published_networks(make: Callable[..., nn.Module], expected: tuple[str, str, str, int]) -> None:
+    with torch.device("meta"):
+        network = make()
+    head, classifier, last, pairs = expected
+    assert anatomy.head(network)[0] == head
+    assert anatomy.classifier(network)[0] == classifier
+    assert anatomy.last_convolution(network)[0] == last
+    assert len(anatomy.conv_bn_pairs(network)) == pairs
+
+
+def test_a_network_without_a_head() -> None:
+    with pytest.raises(IncompatibleError, match="Sequential has no Linear layer behind its last feature map"):
+        anatomy.head(nn.Sequential(nn.Linear(32, 2), nn.Conv2d(3, 1, 1)))
+    with pytest.raises(IncompatibleError, match="Sequential has no convolution"):
+        anatomy.last_convolution(nn.Sequential(nn.Flatten()))
+
+
+def test_a_network_that_cannot_be_run_says_why() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(7, 2))
+    with pytest.raises(
+        IncompatibleError, match=r"Sequential cannot be run on images of \(2, 3, 32, 32\) \(RuntimeError"
+    ):
+        anatomy.head(network)
+    assert anatomy.head(nn.Sequential(nn.Flatten(), nn.Linear(27, 2)), torch.zeros(2, 3, 3, 3))[0] == "1"
+
+
+def test_something_added_in_place_is_another_tensor() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+            self.same = nn.BatchNorm2d(3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.conv(images)
+            self.same(maps)
+            maps += images
+            return self.bn(maps)
+
+    assert anatomy.conv_bn_pairs(Added()) == {"same": "conv"}
+
+
+def test_parameters_of_a_channel() -> None:
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), nn.Linear(4, 2, bias=False))
+    network.append(nn.MultiheadAttention(4, 2))
+    assert list(anatomy.channel_parameters(network, "0.weight", ["1"])) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert list(anatomy.channel_parameters(network, "2.weight")) == ["2.weight"]
+    assert list(anatomy.channel_parameters(network, "3.in_proj_weight")) == ["3.in_proj_weight", "3.in_proj_bias"]
+
+
+def test_what_a_network_is_called() -> None:
+    assert anatomy.title(Small()) == "Small"
+    assert anatomy.title(Network(resnet18(), 4)) == "Network (ResNet)"
+    assert anatomy.title(Network(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), 2)) == "Network"
+
+
+def test_capture_is_not_overwritten_by_what_works_in_place() -> None:
+    network = nn.Sequential(nn.Linear(3, 2), nn.ReLU(inplace=True))
+    images = torch.tensor([[1.0, -2.0, 3.0], [-1.0, 2.0, -3.0]])
+    with torch.no_grad():
+        expected = network[0](images)
+        assert (expected < 0).any()
+        assert torch.equal(anatomy.capture(network, network[0], images, "output"), expected)
+        assert torch.equal(anatomy.capture(network, network[1], images), expected)
 
 
 @pytest.mark.parametrize("where", ["input", "output"])
@@ -83,7 +214,8 @@ def test_what_cannot_be_traced_is_said() -> None:
             return images if images.sum() > 0 else -images
 
     with pytest.raises(IncompatibleError, match=r"Branching cannot be traced by torch\.fx"):
-        anatomy.conv_bn_pairs(Branching())
+        anatomy.trace(Branching())
+    assert anatomy.conv_bn_pairs(Branching()) == {}
 
 
 def test_in_batches_is_the_same_as_at_once() -> None:
@@ -102,5 +234,5 @@ def test_in_batches_is_the_same_as_at_once() -> None:
 
 @pytest.mark.parametrize("part", anatomy.PARTS)
 def test_required_parts(part: str) -> None:
-    assert anatomy.PARTS[part](Small())
-    assert not anatomy.PARTS[part](nn.Sequential(nn.Flatten()))
+    assert anatomy.PARTS[part](Small(), None)
+    assert not anatomy.PARTS[part](nn.Sequential(nn.Flatten()), torch.zeros(2, 3, 4, 4))
