@@ -50,8 +50,9 @@ class Resize(nn.Module):
 class Network(nn.Module):
     """A classifier of (B, 3, H, W) images in [0, 1] into (B, num_classes) logits.
 
-    A subclass builds ``backbone`` and hands it over; ``name`` is what records call the architecture. Where the network works at one size (``resize``), the resizing
-    is part of it, as ``backbone.0``: triggers and perturbations live at the images' own size.
+    A subclass builds ``backbone`` and hands it over; ``name`` is what records call the architecture. Where the network
+    works at one size (``resize``), the resizing is part of it, as ``backbone.0``: triggers and perturbations live at
+    the images' own size.
     """
 
     aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
