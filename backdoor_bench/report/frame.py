@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backdoor_bench.errors import ConfigError, StoreError, unknown
-from backdoor_bench.report.reading import RUN, STAGE, Rows, UnreadableError, read
+from backdoor_bench.report import pool
+from backdoor_bench.report.reading import RUN, STAGE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,8 +85,10 @@ def load(sources: Sequence[Path | str] = (), filters: Mapping[str, str] | Sequen
     import pandas as pd
 
     places = [Path(s) for s in sources] or [Path(os.environ.get("BACKDOOR_BENCH_STORE", "./store"))]
-    wanted, rows = parse(filters), Rows()
+    wanted = parse(filters)
     parts: list[tuple[DataFrame, DataFrame]] = []
+    runs_read: list[tuple[Any, ...]] = []
+    stages_read: list[tuple[Any, ...]] = []
     skipped: list[Skipped] = []
     for place in places:
         names = dict(_files(place))
@@ -93,13 +96,12 @@ def load(sources: Sequence[Path | str] = (), filters: Mapping[str, str] | Sequen
         for compacted in _compacted(place, names, skipped):
             parts.append(compacted)
             done.update(compacted[0].record)
-        for name, path in names.items():
-            if name not in done:
-                try:
-                    rows.add(read(path), str(place), name)
-                except UnreadableError as error:
-                    skipped.append(Skipped(path, error.kind, str(error)))
-    parts.append((_frame(rows.runs, RUN), _frame(rows.stages, STAGE)))
+        for own, steps, unread in pool.read_all(str(place), [pair for pair in names.items() if pair[0] not in done]):
+            runs_read += own
+            stages_read += steps
+            skipped += (Skipped(*one) for one in unread)
+    parts.append((_frame(runs_read, RUN), _frame(stages_read, STAGE)))
+    del runs_read, stages_read
     filled = [part for part in parts if len(part[0])] or parts[-1:]
     runs, repeated = _counting(pd.concat([part[0] for part in filled], ignore_index=True))
     if not len(runs):

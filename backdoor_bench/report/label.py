@@ -50,7 +50,7 @@ def flat(options: Any) -> Mapping[str, Any]:
 
 
 def _walk(path: str, node: Any, found: dict[str, Any]) -> None:
-    if isinstance(node, Mapping) and node:
+    if isinstance(node, Mapping):
         for name, value in node.items():
             _walk(path if name == "stages" else f"{path}.{name}" if path else name, value, found)
     else:
