@@ -5,15 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.singleton import Singleton
-from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
@@ -27,6 +22,7 @@ from backdoor_bench.metric import predict
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.suspect import export, handed
 from backdoor_bench.suspect.card import Accuracy, Card, machine
+from backdoor_bench.suspect.composed import compose
 from backdoor_bench.suspect.export import load as load_purified
 from backdoor_bench.table import percent
 
@@ -173,7 +169,7 @@ def _method(defense: str, overrides: Mapping[str, Any]) -> tuple[Defense, Augmen
     known = {path.stem for path in (configuration.directory() / "defense").glob("*.yaml")}
     if defense not in known:
         raise unknown("defense", defense, known)
-    config = _composed(defense).copy()
+    config = compose(f"+defense={defense}", "dataset=image_folder", "dataset.root=.").copy()
     for name, value in _flat(overrides):
         node = "dataset" if name.split(".")[0] == "augmentation" else "defense"
         _set(config, node, name, value)
@@ -187,23 +183,6 @@ def _method(defense: str, overrides: Mapping[str, Any]) -> tuple[Defense, Augmen
     assert isinstance(method, Defense)
     assert isinstance(augmentation, Augmentation)
     return method, augmentation
-
-
-@cache
-def _composed(defense: str) -> DictConfig:
-    """``conf`` with this defense, unresolved. The caller may be inside a Hydra application: its state is put back."""
-    kinds = (GlobalHydra, VersionBase)
-    before = {kind: Singleton._instances.pop(kind, None) for kind in kinds}
-    try:
-        with hydra.initialize_config_dir(str(configuration.directory()), version_base="1.3"):
-            overrides = [f"+defense={defense}", "dataset=image_folder", "dataset.root=."]
-            return hydra.compose("config", overrides)
-    finally:
-        for kind, instance in before.items():
-            if instance is None:
-                Singleton._instances.pop(kind, None)
-            else:
-                Singleton._instances[kind] = instance
 
 
 def _flat(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -39,6 +39,14 @@ SAFETENSORS, ZIP, LEGACY, TORCHSCRIPT = "safetensors", "torch zip", "torch legac
 class Refused(UntrustedError):
     """A model file that is not read, and why, in one sentence."""
 
+    def __init__(self, why: str) -> None:
+        super().__init__(printable(why))
+
+
+def printable(text: str) -> str:
+    """Text of somebody's file without what would steer a terminal."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
 
 @dataclass(frozen=True)
 class Container:

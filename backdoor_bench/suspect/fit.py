@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from backdoor_bench import progress
 from backdoor_bench.errors import IncompatibleError
 from backdoor_bench.model import Network
+from backdoor_bench.suspect.container import printable
 
 LISTED = 12
 
@@ -25,21 +27,46 @@ def fit(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[
     Raises:
         IncompatibleError: what does not fit, by name and shape.
     """
+    match = compare(network, tensors)
+    if match.differences:
+        more = len(match.differences) - LISTED
+        raise IncompatibleError(
+            f"{source} does not fit {type(network).__name__}; {len(match.differences)} of {match.count} tensors differ "
+            "(python -m backdoor_bench.inspect FILE says what it fits):\n  "
+            + "\n  ".join(match.differences[:LISTED])
+            + (f"\n  and {more} more" if more > 0 else "")
+        )
+    if match.aside:
+        progress.say(f"{source}: left aside {', '.join(match.aside[:5])}{' ...' if len(match.aside) > 5 else ''}")
+    network.load_state_dict({name: tensors[came] for name, came in match.names.items()}, strict=False)
+    return match.names
+
+
+@dataclass(frozen=True)
+class Match:
+    """How tensors fit a network.
+
+    Args:
+        names: the network's name of each tensor, with the one that it came under.
+        differences: what does not fit, by name and shape.
+        aside: tensors outside of the prefix, which are not the network's.
+        count: tensors of the network.
+    """
+
+    names: dict[str, str]
+    differences: list[str]
+    aside: list[str]
+    count: int
+
+
+def compare(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
+    """Look without loading anything; both may be on the meta device."""
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     candidates = (_named(network, tensors, prefix) for prefix in _prefixes(tensors))
     names = max(candidates, key=lambda names: sum(own.get(name) == _shape(tensors, names, name) for name in names))
-    differences = list(_differences(own, tensors, names))
-    if differences:
-        more = f"\n  and {len(differences) - LISTED} more" if len(differences) > LISTED else ""
-        raise IncompatibleError(
-            f"{source} does not fit {type(network).__name__}; {len(differences)} of {len(own)} tensors differ "
-            "(python -m backdoor_bench.inspect FILE says what it fits):\n  " + "\n  ".join(differences[:LISTED]) + more
-        )
-    aside = [name for name in tensors if name not in set(names.values())]
-    if aside:
-        progress.say(f"{source}: left aside {', '.join(aside[:5])}{' ...' if len(aside) > 5 else ''}")
-    network.load_state_dict({name: tensors[came] for name, came in names.items()}, strict=False)
-    return names
+    used = set(names.values())
+    aside = [printable(name) for name in tensors if name not in used]
+    return Match(names, list(_differences(own, tensors, names)), aside, len(own))
 
 
 def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -75,7 +102,7 @@ def _differences(
             yield f"{name}: expected {_text(expected)}, came {'nothing' if came is None else _text(came)}"
     for name, came_name in names.items():
         if name not in own:
-            yield f"{came_name}: expected nothing, came {_text(tuple(tensors[came_name].shape))}"
+            yield f"{printable(came_name)}: expected nothing, came {_text(tuple(tensors[came_name].shape))}"
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backdoor_bench import progress
 from backdoor_bench.suspect import declared
-from backdoor_bench.suspect.container import LIMIT_BYTES, SAFETENSORS, TORCHSCRIPT, Refused, look, open_file
+from backdoor_bench.suspect.container import LIMIT_BYTES, SAFETENSORS, TORCHSCRIPT, Refused, look, open_file, printable
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 """Keys under which training scripts put a state dict, the likelier first."""
@@ -117,7 +117,7 @@ def _state_dict(loaded: Any) -> dict[str, Tensor]:
     for _ in range(4):
         if not isinstance(loaded, Mapping):
             raise Refused(f"it holds a {type(loaded).__name__}, and a state dict is a mapping of names to tensors")
-        inner = [name for name in WRAPPINGS if isinstance(loaded.get(name), Mapping) and loaded[name]]
+        inner: list[Any] = [name for name in WRAPPINGS if isinstance(loaded.get(name), Mapping) and loaded[name]]
         if not inner:
             break
         if len(inner) > 1:
@@ -131,7 +131,7 @@ def _state_dict(loaded: Any) -> dict[str, Tensor]:
             f"it has: {keys or 'nothing'}"
         )
     if len(tensors) < len(loaded):
-        other = [str(name)[:40] for name in loaded if name not in tensors]
+        other = [printable(str(name)[:40]) for name in loaded if name not in tensors]
         progress.say(f"left aside what is no tensor: {', '.join(other[:5])}{' ...' if len(other) > 5 else ''}")
     return tensors
 
