@@ -5,7 +5,7 @@ Nothing here composes a configuration: a point is a mapping of override names to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -26,8 +26,6 @@ NONE = "none"
 
 REGIME = frozenset({"spc", "clean_ratio", "clean_from", "repetition"})
 """Axes that mean nothing without a defense."""
-
-BLOCK_KEYS = ("axes", "extra", "exclude", "settings")
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,11 @@ class Grid:
                 known.extend(value for value in given if not _in(value, known))
         return {name: tuple(given) for name, given in found.items()}
 
-    def with_axes(self, axes: Mapping[str, Sequence[Value]]) -> Grid:
-        """Axes from the command line: they take the place of those of the same name, and of settings of theirs."""
+    def with_axes(self, axes: Mapping[str, Sequence[Value]], constants: Collection[str] = ()) -> Grid:
+        """Axes from the command line take the place of those of the same name; no setting overrides what was typed."""
         blocks = [{**block, **{name: tuple(given) for name, given in axes.items()}} for block in self.blocks]
-        settings = [replace(s, then={n: v for n, v in s.then.items() if n not in axes}) for s in self.settings]
+        typed = {*axes, *constants}
+        settings = [replace(s, then={n: v for n, v in s.then.items() if n not in typed}) for s in self.settings]
         return replace(self, blocks=blocks, settings=settings)
 
     def with_names(self, groups: Mapping[str, Iterable[str]]) -> Grid:

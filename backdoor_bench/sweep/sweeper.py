@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,12 +96,13 @@ class GridSweeper(Sweeper):
             name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
             for name, value in self._spec.items()
         }
-        constants, axes = split(arguments)
+        grid = Grid.read(**spec)  # type: ignore[arg-type]
+        constants, axes = split(arguments, grid.axes)
         hydra_overrides = list(self._config.hydra.overrides.hydra)
         composer = Composer(
-            self._context.config_loader, [*hydra_overrides, *constants], str(self._config.hydra.job.config_name)
+            self._context.config_loader, [*hydra_overrides, *constants.values()], str(self._config.hydra.job.config_name)
         )
-        grid = Grid.read(**spec).with_axes(axes)  # type: ignore[arg-type]
+        grid = grid.with_axes(axes, constants)
         if not grid.axes:
             raise ConfigError("this sweep has no axes; choose one with +sweep=NAME, or give some: +attack=badnet,wanet")
         groups = {axis.split("@")[0]: composer.options(axis.split("@")[0]) for axis in grid.axes if "." not in axis}
@@ -119,24 +120,28 @@ class GridSweeper(Sweeper):
         return " ".join(["python -m backdoor_bench", *(shlex.quote(text) for text in kept)])
 
 
-def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[Any]]]:
-    """The command line's overrides: those that every run shares as they stand, and axes.
+def split(arguments: Sequence[str], known: Collection[str] = ()) -> tuple[dict[str, str], dict[str, list[Any]]]:
+    """The command line's overrides: those that every run shares, as they stand, and axes.
 
-    An axis is what has several values, and whatever lies in the attack or the defense, which runs need not have.
+    An axis is what has several values, what the grid has as one (``known``), and whatever lies in the attack or the
+    defense, which not every run has.
     """
     from backdoor_bench.sweep.compose import PARTS
     from backdoor_bench.sweep.grid import root
 
-    constants, axes = [], {}
+    constants: dict[str, str] = {}
+    axes: dict[str, list[Any]] = {}
     for override in OverridesParser.create().parse_overrides(list(arguments)):
         assert override.input_line is not None
-        key = override.get_key_element().lstrip("+") if not override.is_force_add() else override.get_key_element()
-        if override.is_sweep_override() or (root(key) in PARTS and not override.is_delete()):
-            axes[key] = _values(override)
-        elif override.get_key_element().startswith(("sweep.", "++sweep.")):
+        written = override.get_key_element()
+        plain = written.lstrip("+~")
+        new = written.startswith("+") and "." in plain  # an option that is not there yet keeps its sign
+        if plain.startswith("sweep."):
             continue
+        if override.is_sweep_override() or plain in known or (root(plain) in PARTS and not override.is_delete()):
+            axes[written if new else plain] = _values(override)
         else:
-            constants.append(override.input_line)
+            constants[plain] = override.input_line
     return constants, axes
 
 
