@@ -18,6 +18,7 @@ from backdoor_bench.report.figure import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 QUANTITIES = {"mean": "running mean", "variance": "running variance", "gamma": "gamma", "beta": "beta"}
 BINS = 40
@@ -45,6 +46,14 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
     return float(wasserstein_distance(ours.numpy(), theirs.numpy()))
 
 
+def bins(values: NDArray[np.float64], logarithmic: bool = False) -> NDArray[np.float64]:
+    """Edges of :data:`BINS` bins over the middle 99 % of the values; of the positive ones if logarithmic."""
+    kept = values[values > 0] if logarithmic else values
+    low, high = np.quantile(kept, [0.005, 0.995]) if len(kept) else (1.0, 1.0)
+    high = high if high > low else low + 1
+    return np.asarray(np.geomspace(low, high, BINS + 1) if logarithmic else np.linspace(low, high, BINS + 1))
+
+
 @dataclass(frozen=True)
 class BnShift(Finding):
     """``networks``: what it is (``clean network``, ``victim``, a defense) to its :func:`statistics`."""
@@ -70,21 +79,33 @@ class BnShift(Finding):
         ]
 
     def draw(self) -> Figure:
+        looks = self._looks()
         figure, panels = style.canvas(2, 2, 2.9, 1.9)
         for panel, (quantity, words) in zip([*panels[0], *panels[1]], QUANTITIES.items(), strict=True):
             values = {name: self.pooled(name, quantity).numpy() for name in self.networks}
-            low, high = np.quantile(np.concatenate(list(values.values())), [0.005, 0.995])
-            edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+            edges = bins(np.concatenate(list(values.values())), logarithmic=quantity == "variance")
             for name, own in values.items():
-                how = style.look(name)
                 counts, _ = np.histogram(np.clip(own, edges[0], edges[-1]), edges)
-                panel.stairs(100 * counts / len(own), edges, color=how.color, linestyle=how.dash, label=name)
+                panel.stairs(100 * counts / len(own), edges, **looks[name])
             panel.set_xlabel(words)
+            panel.set_xscale("log" if quantity == "variance" else "linear")
         for row in panels:
             row[0].set_ylabel("channels %")
-        style.legend(figure, [style.handle(name, _unmarked(name)) for name in self.networks])
+        from matplotlib.patches import StepPatch
+
+        style.legend(figure, [StepPatch([1], [0, 1], label=name, **how) for name, how in looks.items()])
         style.title(figure, "BatchNorm, all layers together")
         return figure
+
+    def _looks(self) -> dict[str, dict[str, Any]]:
+        """The clean network as an area, the victim solid on it, purified ones broken on top: none hides another."""
+        found: dict[str, dict[str, Any]] = {}
+        for number, name in enumerate(self.networks):
+            color = style.look(name).color
+            found[name] = {"edgecolor": color, "linewidth": 1.2, "linestyle": style.DASHES[max(0, number - 1) % 4]}
+            if name == style.CLEAN:
+                found[name] |= {"fill": True, "facecolor": style.soft(color, 0.35), "linewidth": 0.5}
+        return found
 
     def notes(self) -> list[str]:
         far = self.summary()["wasserstein_distance_to_the_clean_network"]
@@ -93,11 +114,6 @@ class BnShift(Finding):
             "The outer bins hold what lies beyond them",
             f"Wasserstein distance to the clean network: {'; '.join(texts)}",
         ]
-
-
-def _unmarked(name: str) -> style.Look:
-    how = style.look(name)
-    return style.Look(how.color, "", how.hatch, how.dash)
 
 
 def analyse(study: Study) -> BnShift:

@@ -100,7 +100,7 @@ class Study:
     def each(self, images: Tensor, function: Callable[[Tensor], Tensor], batch_size: int = 250) -> Tensor:
         """``function`` of float batches of stored images, in the precision of the run; float32, concatenated."""
         parts = []
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: walks through a network look at tensors' versions
             for stored in images.split(batch_size):
                 with self.numerics.autocast():
                     parts.append(function(self.numerics.images(stored)).float())

@@ -70,11 +70,12 @@ def many() -> Records:
                      "architecture": ("preact_resnet18", "vgg19_bn")[n % 2], "dataset": ("cifar10", "gtsrb")[n // 3],
                      "defense_options": json.dumps({"stages": {"prune": {"k": k}}}), "repetition": n}
                 )  # fmt: skip
-    # What curves and budgets need: the same data set and network at several values.
-    for n, k in enumerate((0.05, 0.1)):
+    # What lines need: runs that differ from a first one in a single thing.
+    for n, change in enumerate(({}, {"poisoning_ratio": 0.05}, {"clean_ratio": 0.1}, {"k": 0.1})):
+        k = change.pop("k", 0.05)
         stages.append((len(rows), "prune", {"pruned": int(100 * k), "units": 100}))
-        rows.append({"defense": "fp", "poisoning_ratio": (0.1, 0.05)[n], "clean_ratio": (0.05, 0.1)[n],
-                     "victim": f"x{n}", "defense_options": json.dumps({"stages": {"prune": {"k": k}}})})  # fmt: skip
+        options = json.dumps({"stages": {"prune": {"k": k}}})
+        rows.append({"defense": "fp", "attack": "sig", "victim": f"x{n}", "defense_options": options, **change})
     return make(*rows, stages=stages)
 
 
@@ -247,13 +248,13 @@ def test_medians_and_their_rectangles() -> None:
 def test_clean_ratio_draws_means_of_what_was_swept() -> None:
     records = make(
         {"clean_ratio": 0.01, "asr": 0.8}, {"clean_ratio": 0.1, "asr": 0.2}, {"clean_ratio": 0.1, "asr": 0.4},
-        {"defense": "fp"}, {"clean_ratio": None, "spc": 10},
+        {"defense": "fp"}, {"clean_ratio": None, "spc": 10}, {"clean_ratio": 0.05, "poisoning_ratio": 0.01, "asr": 0.0},
     )  # fmt: skip
     figure = curve.draw_clean_ratio(records)
     assert lines(figure) == {style.look("ft").color: [(1.0, 80.0), (10.0, 30.0)]}
     assert "3 runs" in footnote(figure)
     assert "1 at samples per class not shown" in footnote(figure)
-    assert "1 at a single one of the clean ratios not shown" in footnote(figure)
+    assert "2 at a single one of the clean ratios not shown" in footnote(figure)
 
 
 def test_poisoning_ratio_has_the_victims_too_and_weak_ones() -> None:
@@ -279,7 +280,7 @@ def test_sensitivity_reads_the_option_from_the_records() -> None:
     assert "1 runs at a single value not shown" in footnote(figure)
     with pytest.raises(ConfigError, match=r"Did you mean defense\.stages\.prune\.k"):
         curve.draw_sensitivity(records, "defense.stages.prune.kk")
-    with pytest.raises(ConfigError, match=r"recipe\.epochs is 10 in all these runs"):
+    with pytest.raises(ConfigError, match=r"recipe\.epochs is 10 in these runs"):
         curve.draw_sensitivity(records, "recipe.epochs")
 
 

@@ -16,12 +16,11 @@ from backdoor_bench.report.frame import Records
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
     from pandas import DataFrame, Series
 
 WIDE = 20.0
 """A positive axis whose largest value is more than this many times the smallest is logarithmic."""
-CELL = ["defense", "attack", "dataset", "architecture"]
-"""What stays the same along a line."""
 PRUNED = ("pruned", "zeroed")
 OF = ("entries", "units", "features", "channels", "weights", "filters", "neurons")
 
@@ -70,23 +69,19 @@ def draw_sensitivity(records: Records, parameter: str, weak: bool = False) -> Fi
     runs = picked.runs.assign(value=option.values(picked.runs, parameter))
     runs = runs[runs.value.notna()]
     runs = runs.assign(defense=runs.defense.fillna(style.NO_DEFENSE), assumes=runs.assumes.fillna(""))
-    swept = runs.groupby(CELL).value.transform("nunique") > 1
-    if not swept.any():
+    chosen = swept(runs, "value", option.settings(parameter), option.rest(runs, parameter))
+    if not chosen.any():
         only = ", ".join(map(str, pick.ordered(runs.value)))
         raise ConfigError(
-            f"{parameter} is {only} in all these runs with one defense and attack; sweep it first: "
+            f"{parameter} is {only} in these runs, and in none with all else equal is it another; sweep it first: "
             f"python -m backdoor_bench -m +attack=badnet +defense=NAME {parameter}=A,B,C"
         )
-    left_out = [f"{int((~swept).sum()):,} runs at a single value not shown"] * bool((~swept).any())
-    runs = runs[swept]
+    left_out = [f"{int((~chosen).sum()):,} runs at a single value not shown"] * bool((~chosen).any())
+    runs = runs[chosen]
     notes = [_count(runs), *picked.notes[1:], *left_out]
     panels = pick.facets(runs, ("dataset", "architecture", "defense"))
     title = f"ASR and ACC against {parameter}"
-    shown = ["defense", "attack", *(["defense_options"] if defended else ["victim_options", "attack_options"])]
-    rest = option.rest(runs, parameter)
-    if rest.groupby([runs.defense, runs.attack]).nunique().gt(1).any():
-        notes.append("Other options of the same defense or attack differ too")
-    return _curves(runs, notes, "value", (parameter, 1.0), title, shown, panels, "attack")
+    return _curves(runs, notes, "value", (parameter, 1.0), title, option.settings(parameter), panels, "attack")
 
 
 def draw_budget(records: Records, weak: bool = False) -> Figure:
@@ -99,8 +94,7 @@ def draw_budget(records: Records, weak: bool = False) -> Figure:
     runs = picked.runs.merge(shares(records.stages), on="key")
     if not len(runs):
         raise ConfigError("no run's stages report what they pruned; run one of a pruning defense: +defense=unibp")
-    budgets = runs.groupby(CELL).defense_options.transform("nunique") > 1
-    budgets &= runs.groupby(CELL).share.transform("nunique") > 1
+    budgets = swept(runs, "share", ["defense_options"]) & swept(runs, "defense_options")
     if not budgets.any():
         raise ConfigError(
             "no defense was run with several pruning budgets; sweep one: "
@@ -138,16 +132,30 @@ def _denominators(runs: DataFrame) -> str:
     return ", ".join(f"{unit} ({defense})" for defense, unit in pairs)
 
 
+def swept(runs: DataFrame, column: str, free: Sequence[str] = (), rest: Series[str] | None = None) -> NDArray[np.bool_]:
+    """Which runs have a counterpart in the same setting with another value of ``column``.
+
+    So a line never mixes what was swept with another thing that was. Seeds and repetitions may differ.
+
+    Args:
+        free: settings that change together with ``column``.
+        rest: what stays of these settings without ``column``.
+    """
+    same = [name for name in pick.SETTINGS if name not in (column, "seed", "repetition", *free)]
+    keys = [runs[name] for name in ("defense", *same)] + ([] if rest is None else [rest])
+    return np.asarray(runs[column].groupby(keys, dropna=False).transform("nunique") > 1)
+
+
 def _several(runs: DataFrame, column: str, words: str, example: str) -> tuple[DataFrame, list[str]]:
-    """The runs whose defense, attack, data set and network were run at two values or more, and a note on the others."""
-    swept = runs.groupby(CELL)[column].transform("nunique") > 1
-    if not swept.any():
+    """The runs in settings that were run at two values or more, and a note on the others."""
+    chosen = swept(runs, column, ["regime"] if column == "clean_ratio" else [])
+    if not chosen.any():
         have = ", ".join(pick.text(column, value) for value in pick.ordered(runs[column])) or "none"
         raise ConfigError(
-            f"a line needs one defense and attack at two {words} or more, and these runs have {have}; sweep them: "
-            f"python -m backdoor_bench {example}"
+            f"a line needs one defense and attack at two {words} or more, all else equal, and these runs have {have}; "
+            f"sweep them: python -m backdoor_bench {example}"
         )
-    return runs[swept], [f"{int((~swept).sum()):,} at a single one of the {words} not shown"] * bool((~swept).any())
+    return runs[chosen], [f"{int((~chosen).sum()):,} at a single one of the {words} not shown"] * bool((~chosen).any())
 
 
 def _curves(

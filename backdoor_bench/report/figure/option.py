@@ -63,6 +63,12 @@ def rest(runs: DataFrame, name: str) -> Series[str]:
     return joined
 
 
+def settings(name: str) -> list[str]:
+    """The columns of a frame that change when the option does."""
+    own = _COLUMNS.get(name)
+    return [*_TEXTS.values(), *(["regime"] if own in ("spc", "clean_ratio") else [own] if own else [])]
+
+
 def _place(name: str) -> tuple[str, list[str]]:
     first, *path = name.split(".")
     return (_TEXTS[first], path) if first in ("defense", "attack") else (_TEXTS["victim"], [first, *path])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SETTINGS = {
     "dataset": "data set", "variant": "pixels", "architecture": "architecture", "width": "width", "attack": "attack",
-    "poisoning_ratio": "poisoning ratio", "attack_options": "attack options", "victim_epochs": "victim epochs",
+    "poisoning_ratio": "poisoning ratio", "attack_options": "attack options", "victim_options": "training options",
     "regime": "clean data", "defense_options": "defense options", "preset": "preset", "seed": "seed",
     "repetition": "repetition",
 }  # fmt: skip

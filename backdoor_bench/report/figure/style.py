@@ -130,6 +130,7 @@ def footnote(figure: Figure, lines: Iterable[str]) -> None:
 
 def _wrapped(figure: Figure, place: str, text: str, fontsize: float, **options: Any) -> None:
     columns = int(figure.get_figwidth() * 72 / (0.58 * fontsize))  # wider than DejaVu's mean letter
+    text = text.replace(" %", "\u00a0%")  # a number keeps its unit
     getattr(figure, place)("\n".join(textwrap.wrap(text, max(columns, 20))), fontsize=fontsize, **options)
 
 
