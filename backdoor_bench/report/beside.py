@@ -44,7 +44,7 @@ def _table(name: str, ours: published.Ours | None, only_ours: bool) -> Table:
     compared = any(matches for _, matches in lines)
     shown = [(row, matches) for row, matches in lines if matches or not only_ours]
     # What is the same in the whole table stands above it.
-    varying = [c for c in HERE if c in ("attack", "defense") or rows[c].nunique(dropna=False) > 1]
+    varying = [c for c in HERE if c in ("attack", "defense") or rows[c].nunique(dropna=c != "setting") > 1]
     metrics = [m for m in published.METRICS if rows[f"{m}_mean"].notna().any()]
     columns = [Column(HEADS.get(c, c), numeric=False) for c in varying]
     columns += [Column(NAMES[m], "published") for m in metrics]

@@ -43,6 +43,7 @@ def names() -> list[str]:
     return list(dict.fromkeys(filled.paper + "_" + filled.table))
 
 
+@cache
 def table(name: str) -> tuple[Found, DataFrame]:
     """A published table: its row of ``tables.csv``, and its rows with ``recomputed_acc _asr _der`` added.
 

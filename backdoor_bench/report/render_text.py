@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -20,7 +21,7 @@ def terminal(tables: Sequence[Table], notes: Sequence[str], console: Console) ->
         groups = len({column.group for column in table.columns if column.group})
         for most in range(max(groups, 1), 0, -1):
             parts = [_rich(part) for part in table.blocks(most)]
-            fits = all(console.measure(part).maximum <= console.width for part in parts)
+            fits = all(_width(part, console) <= console.width for part in parts)
             if fits or most == 1:
                 break
         console.print()
@@ -29,6 +30,11 @@ def terminal(tables: Sequence[Table], notes: Sequence[str], console: Console) ->
             console.print(part)
         for line in table.notes:
             console.print(Text(plain(line), style="dim"), soft_wrap=True)
+
+
+def _width(shown: RichTable, console: Console) -> int:
+    """How wide a table would be if there were room."""
+    return Measurement.get(console, console.options.update(max_width=10_000), shown).maximum
 
 
 def _rich(table: Table) -> RichTable:

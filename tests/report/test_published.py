@@ -26,7 +26,7 @@ def test_the_figures_are_all_there() -> None:
     results = published.read("results")
     assert len(results) == 1080
     assert dict(results.paper.value_counts()) == {
-        "unibp": 340, "unit": 380, "gradprune": 176, "tsbd": 127, "survey": 57,
+        "unibp": 340, "unit": 389, "gradprune": 176, "tsbd": 118, "survey": 57,
     }  # fmt: skip
     assert "unibp_1" in published.names()
     assert "survey_6" not in published.names()  # it holds parameters, no metrics
@@ -137,7 +137,8 @@ def test_another_object_shows_words_and_no_difference(write: Write, folder: Path
     write(architecture="resnet18_cifar")
     table = beside.table("unit_1", cells(folder))
     found = dict(zip(heads(table), line(table, "badnet", "ft"), strict=True))
-    assert (found["published ASR"], found["ours ASR"]) == ("2.73", "30.00") or found["ours ASR"] == "30.00"
+    assert found["published ASR"]
+    assert found["ours ASR"] == "30.00"
     assert found["ours - published ACC"] == found["ours - published ASR"] == "-"
     assert found["remarks"].startswith("other trigger [")
     assert any("UNIT's patch is a 5x5 flower picture" in note for note in table.notes)
@@ -155,7 +156,9 @@ def test_a_condition_on_our_options_decides(write: Write, folder: Path) -> None:
 
 
 def test_units_resnet18_is_the_cifar_one(write: Write, folder: Path) -> None:
-    write(architecture="resnet18", attack="wanet", config__attack={"control_points": 4, "strength": 0.5, "cross_ratio": 2})
+    write(
+        architecture="resnet18", attack="wanet", config__attack={"control_points": 4, "strength": 0.5, "cross_ratio": 2}
+    )
     (match,) = published.Ours(cells(folder)).matches(row("unit_1", attack="wanet", defense="ft"))
     assert list(match.other) == ["architecture"]
 

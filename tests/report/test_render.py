@@ -1,0 +1,139 @@
+"""Terminal, Markdown, LaTeX and CSV: every n and interval is there, and no string of a record becomes markup."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from backdoor_bench.report import frame, layout, render_data, render_latex, render_text, summary
+from backdoor_bench.report.layout import Column, Row, Table
+from tests.report.conftest import Write
+
+NASTY = r"a|b <img src=x> \input{x} $1$ 50% _c_ [/bold] `d` #e"
+
+
+def pivots(folder: Path, *metrics: str) -> list[Table]:
+    return list(layout.pivots(summary.cells(frame.load([folder]).runs), metrics or ("acc", "asr", "ra")))
+
+
+def terminal(tables: list[Table], width: int = 160) -> str:
+    written = io.StringIO()
+    render_text.terminal(tables, ["a note"], Console(file=written, width=width, highlight=False))
+    return written.getvalue()
+
+
+def three(write: Write) -> None:
+    for repetition, asr in enumerate((0.1, 0.2, 0.3)):
+        write(key=f"a{repetition}", repetition=repetition, asr=asr, acc=0.8 + asr / 10)
+    write(key="b", defense="oracle", assumes=["trigger"])
+    write(key="c", defense="clp", weak_attack=True)
+    write(key="d", defense="clp", status="failed", reason="no disk", repetition=1)
+
+
+def test_a_cell_says_n_and_spread(write: Write, folder: Path) -> None:
+    three(write)
+    (table,) = pivots(folder)
+    assert table.title == "cifar10, preact_resnet18 width 64, 10 % poisoned, clean data 5 %, preset published"
+    lines = {row.cells[0][0]: row.cells[1:] for row in table.rows}
+    assert list(lines) == ["none (victim)", "clp", "ft", "oracle* (knows the trigger)"]  # the privileged one is last
+    acc, asr, ra, n = lines["ft"]
+    assert asr[0] == "20.00"
+    assert asr[1] == "± 10.00"
+    assert asr[2] == "[10.00, 30.00]"  # of 27 draws of three one is all the smallest: more than 2.5 %
+    assert acc[0] == "82.00"
+    assert ra[:2] == ("60.00", "± 0.00")
+    assert n == ("3",)
+    assert lines["clp"][1] == ("30.00",)  # one run: no spread
+    assert lines["clp"][3] == ("1†", "1 failed")
+    notes = " ".join(table.notes)
+    assert "3 cells rest on one run (n = 1)" in notes
+    assert "weak attack" in notes
+    assert "1 runs failed; they are in no mean" in notes
+    assert "not to be ranked" in notes
+
+
+def test_other_metrics_and_a_clean_network(write: Write, folder: Path) -> None:
+    write(attack=None, poisoning_ratio=None, asr=None, ra=None, der=None, rdr=None)
+    (table,) = pivots(folder, "acc", "asr", "der", "arr")
+    assert [column.name for column in table.columns] == ["defense", "ACC", "ARR", "n"]
+    assert "no attack" in table.title
+
+
+@pytest.mark.parametrize(
+    ("fraction", "sign", "text"),
+    [(0.1234, False, "12.34"), (-0.00001, True, "0.00"), (0.05, True, "+5.00"), (float("nan"), False, "-")],
+)
+def test_numbers(fraction: float, sign: bool, text: str) -> None:
+    assert layout.number(fraction, sign).lstrip("+" if text == "0.00" else "") == text
+
+
+def wide(groups: int) -> Table:
+    columns = [Column("defense", numeric=False), *(Column("ACC", f"attack{n}") for n in range(groups))]
+    return Table("wide", "Wide", columns, [Row([("ft",), *((f"{n}.00",) for n in range(groups))])])
+
+
+def test_a_wide_table_comes_in_parts_that_fit() -> None:
+    text = terminal([wide(12)], width=60)
+    assert max(map(len, text.splitlines())) <= 60
+    for number in range(12):
+        assert f"{number}.00" in text
+    assert text.count("ft") == 3
+    latex = render_latex.latex([wide(12)], [])
+    assert latex.count(r"\begin{table}") == 3
+    assert "Wide (continued)" in latex
+
+
+def test_markdown(write: Write, folder: Path) -> None:
+    three(write)
+    text = render_text.markdown(pivots(folder), ["a note"])
+    assert text.startswith("# Results\n\n- a note\n")
+    assert "| defense | badnet ACC | badnet ASR | badnet RA | badnet n |\n|---|---:|---:|---:|---:|\n" in text
+    row = next(line for line in text.splitlines() if line.startswith("| ft "))
+    assert "20.00<br>± 10.00<br>" in row
+    assert row.count("|") == 6
+
+
+def test_latex(write: Write, folder: Path) -> None:
+    three(write)
+    text = render_latex.latex(pivots(folder), [])
+    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\multicolumn{4}{c}{badnet}", r"\cmidrule(lr){2-5}",
+                 r"\shortstack[r]{20.00 \\ {\scriptsize $\pm$ 10.00}", r"10 \% poisoned", r"1$\dagger$"):  # fmt: skip
+        assert part in text
+    bare = re.sub(r"\\[{}]", "", text)
+    assert bare.count("{") == bare.count("}")
+    widths = {line.count("&") for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line}
+    assert widths == {4}
+
+
+def test_nothing_in_a_record_becomes_markup(write: Write, folder: Path) -> None:
+    write(defense=NASTY, attack="\x1b[31mred\u202e")
+    tables = pivots(folder)
+    shown = terminal(tables, width=200)
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert "[/bold]" in shown
+    markdown = next(line for line in render_text.markdown(tables, []).splitlines() if "img" in line)
+    assert "<img" not in markdown
+    assert r"a\|b &lt;img src=x&gt;" in markdown
+    latex = render_latex.latex(tables, [])
+    assert r"\input" not in latex
+    assert r"\textbackslash{}input\{x\} \$1\$ 50\% \_c\_" in latex
+
+
+def test_a_note_cannot_leave_its_latex_comment() -> None:
+    assert "\n\\input{x}" not in render_latex.latex([], ["a\n\\input{x}"])
+
+
+def test_csv_has_fractions_and_no_formulas(write: Write, folder: Path) -> None:
+    write(key="a", defense="=cmd|' /C calc'!A0")
+    write(key="b")
+    rows = list(csv.DictReader(io.StringIO(render_data.csv(summary.cells(frame.load([folder]).runs)))))
+    assert {row["defense"] for row in rows} == {"", "'=cmd|' /C calc'!A0", "ft"}
+    own = next(row for row in rows if row["defense"] == "ft")
+    assert float(own["asr_mean"]) == 0.3
+    assert own["asr_low"] == ""
