@@ -46,6 +46,13 @@ class Table:
     rows: Sequence[Row]
     notes: Sequence[str] = ()
 
+    def pages(self, most: int) -> Iterator[Table]:
+        """The table in parts of at most ``most`` rows."""
+        for start in range(0, max(len(self.rows), 1), most):
+            last = start + most >= len(self.rows)
+            title = self.title if start == 0 else f"{self.title.removesuffix(' (continued)')} (continued)"
+            yield replace(self, title=title, rows=self.rows[start : start + most], notes=self.notes if last else ())
+
     def blocks(self, most: int) -> Iterator[Table]:
         """The table in parts of at most ``most`` column groups, each with the columns that belong to none."""
         groups = list(dict.fromkeys(column.group for column in self.columns if column.group))

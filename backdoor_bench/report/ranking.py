@@ -8,6 +8,7 @@ clean data are left out, and so are weak attacks: a victim whose ASR was never h
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import numpy as np
 
 from backdoor_bench.report import label
 from backdoor_bench.report.layout import NAMES, Cell, Column, Row, Table, number
-from backdoor_bench.report.summary import Array, interval
+from backdoor_bench.report.summary import Array, interval, spread
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -113,22 +114,30 @@ def _duel(defense: str, baseline: str, pairs: DataFrame) -> Duel:
 
 
 def _verdict(pairs: DataFrame) -> Verdict:
-    by_victim = pairs.groupby("victim").d.mean().to_numpy()
-    units = by_victim if len(by_victim) > 1 else pairs.d.to_numpy()
-    low, high, result = _judged(units)
-    counts = {"win": 0, "tie": 0, "loss": 0, "undecided": 0}
-    for _, scenario in pairs.groupby(["victim", "regime"]).d:
-        counts[_judged(scenario.to_numpy())[2]] += 1
-    return Verdict(float(units.mean()), low, high, result, *counts.values())
+    differences = pairs.d.to_numpy("float64")
+    victim = pairs.groupby("victim").ngroup().to_numpy()
+    by_victim = spread(differences, victim, victim.max() + 1)[1]
+    units = by_victim if len(by_victim) > 1 else differences
+    low, high = _bounds(units)
+    scenario = pairs.groupby(["victim", "regime"]).ngroup().to_numpy()
+    count, _, _, below, above = spread(differences, scenario, scenario.max() + 1)
+    counts = Counter(_judged(*one) for one in zip(count, below, above, strict=True))
+    result = _judged(len(units), low, high)
+    return Verdict(float(units.mean()), low, high, result, *(counts[r] for r in ("win", "tie", "loss", "undecided")))
 
 
-def _judged(differences: Array) -> tuple[float, float, str]:
-    if len(differences) < 2:
-        return math.nan, math.nan, "undecided"
-    low, high = (float(bound[0]) for bound in interval(differences[None]))
-    if len(differences) < FEWEST:
-        return low, high, "undecided"
-    return low, high, "win" if high < 0 else "loss" if low > 0 else "tie"
+def _bounds(values: Array) -> tuple[float, float]:
+    """The interval of the mean; null for fewer than two."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    low, high = interval(values[None])
+    return float(low[0]), float(high[0])
+
+
+def _judged(count: float, low: float, high: float) -> str:
+    if count < FEWEST:
+        return "undecided"
+    return "win" if high < 0 else "loss" if low > 0 else "tie"
 
 
 def tables(runs: DataFrame) -> Iterator[Table]:

@@ -8,8 +8,8 @@ from itertools import groupby
 from backdoor_bench.report.layout import Cell, Column, Table
 from backdoor_bench.report.render_text import plain
 
-WIDEST = 4
-"""Attacks side by side on a page; further ones come in another table."""
+WIDEST, LONGEST = 4, 40
+"""Attacks side by side and rows on a page; further ones come in another table."""
 
 _ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -29,7 +29,8 @@ def latex(tables: Sequence[Table], notes: Sequence[str], title: str = "Results")
         *(f"% {plain(line)}".replace("\n", " ") for line in [title, *notes]),
     ]
     for table in tables:
-        for number, block in enumerate(table.blocks(WIDEST)):
+        blocks = (part for block in table.blocks(WIDEST) for part in block.pages(LONGEST))
+        for number, block in enumerate(blocks):
             parts.append(_table(block, f"tab:{table.name}" + (f"_{number + 1}" if number else "")))
     return "\n".join([*parts, "\\end{document}", ""])
 

@@ -63,7 +63,8 @@ def test_few_victims_decide_nothing() -> None:
 
 
 def test_one_victim_with_many_repetitions_is_judged_by_its_pairs() -> None:
-    verdict = duel(ranking.duels(runs({"fp": 0.5, "good": 0.1}, victims=1, repetitions=8)), "good", "fp").verdicts["asr"]
+    one = runs({"fp": 0.5, "good": 0.1}, victims=1, repetitions=8)
+    verdict = duel(ranking.duels(one), "good", "fp").verdicts["asr"]
     assert verdict.result == "win"
     assert (verdict.wins, verdict.ties, verdict.losses, verdict.undecided) == (1, 0, 0, 0)
 
@@ -107,7 +108,6 @@ def test_the_answer_names_who_beats_both(write: Write, folder: Path) -> None:
     gains = {"fp": 0.5, "ft": 0.6, "good": 0.05}
     for victim in range(6):
         for name, value in gains.items():
-            write(key=f"{name}{victim}", victim=f"v{victim}", seed=victim, defense=name, asr=value, rdr=value, arr=value,
-                  ra=0.1)  # fmt: skip
+            write(key=f"{name}{victim}", victim=f"v{victim}", defense=name, asr=value, rdr=value, arr=value, ra=0.1)
     tables = list(ranking.tables(frame.load([folder]).runs))
     assert "at once, beyond the uncertainty: good." in tables[1].notes[0]

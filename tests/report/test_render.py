@@ -88,6 +88,15 @@ def test_a_wide_table_comes_in_parts_that_fit() -> None:
     assert "Wide (continued)" in latex
 
 
+def test_a_long_table_goes_over_pages() -> None:
+    rows = [Row([(f"defense{number}",), ("1.00",)]) for number in range(90)]
+    table = Table("long", "Long", [Column("defense", numeric=False), Column("ACC")], rows, ["the end"])
+    text = render_latex.latex([table], [])
+    assert text.count(r"\begin{table}") == 3
+    assert text.count("the end") == 1
+    assert text.count("defense") == 90 + 3
+
+
 def test_markdown(write: Write, folder: Path) -> None:
     three(write)
     text = render_text.markdown(pivots(folder), ["a note"])

@@ -171,7 +171,9 @@
       line.append(make("td", {className: "number", textContent: count(row)}));
       for (const name of NUMBERS) {
         const cell = make("td", {className: "number", textContent: text(row[name])}), spread = row[name + "_spread"];
-        if (spread) cell.append(make("br"), make("small", {textContent: `± ${text(spread[0])} [${text(spread[1])}, ${text(spread[2])}]`}));
+        if (spread) {
+          for (const line of [`± ${text(spread[0])}`, `[${text(spread[1])}, ${text(spread[2])}]`]) cell.append(make("br"), make("small", {textContent: line}));
+        }
         line.append(cell);
       }
       for (const name of own) line.append(make("td", {textContent: row[name] ?? ""}));
