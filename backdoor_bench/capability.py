@@ -27,7 +27,7 @@ from backdoor_bench import config as configuration
 from backdoor_bench import progress, seeding
 from backdoor_bench.bench import Bench, Plan, Victim, make_model
 from backdoor_bench.defense import Defense
-from backdoor_bench.errors import BenchError, ConfigError, IncompatibleError, unknown
+from backdoor_bench.errors import BenchError, IncompatibleError, unknown
 from backdoor_bench.experiment import defender_view
 from backdoor_bench.metric import Measurement
 from backdoor_bench.model import Network, addition
@@ -41,7 +41,7 @@ COMMON = [
     "dataset=digits", "spc=2", "device=cpu", "trainer.precision=32-true", "+attack=badnet", "preset=default",
 ]  # fmt: skip
 LENGTH = re.compile(r"\$\{length:(\w+),\s*(null|\d+)\}")
-WORDS = {"works": "✓", "refused": "–", "failed": "✗"}
+STATUSES = ("works", "refused", "failed")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def least_lengths() -> dict[str, int]:
 
     Batch sizes are no lengths, and a count that is published as null has no least value but 1.
     """
-    found = {}
+    found: dict[str, int] = {}
     for group in ("stage", "defense"):
         for leaf in leaves(group):
             text = (configuration.directory() / group / f"{leaf}.yaml").read_text()
@@ -114,7 +114,8 @@ class Cells:
 
     def __init__(self, store: Path) -> None:
         self.bench, self.folder = Bench(Store(store)), store
-        self._model, self._network = "", None
+        self._model = ""
+        self._network: Network | None = None
 
     def run(self, defense: str, model: str) -> Cell:
         """One cell."""
@@ -210,10 +211,10 @@ def markdown(cells: Sequence[Cell], versions: Mapping[str, str]) -> str:
         cell = found.get((defense, model))
         if cell is None:
             return ""
-        return WORDS[cell.status] + (f" [{reasons.index(cell.reason) + 1}](#reasons)" if cell.reason else "")
+        return cell.status + (f" [{reasons.index(cell.reason) + 1}](#reasons)" if cell.reason else "")
 
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
-    counts = {status: sum(cell.status == status for cell in cells) for status in WORDS}
+    counts = {status: sum(cell.status == status for cell in cells) for status in STATUSES}
     doc = (__doc__ or "").split("\n\n", 1)[1].strip().replace("\n", " ")
     lines = [
         "# Which defense works on which network",
@@ -222,9 +223,8 @@ def markdown(cells: Sequence[Cell], versions: Mapping[str, str]) -> str:
         "",
         doc,
         "",
-        f"{WORDS['works']} works ({counts['works']}), {WORDS['refused']} refused ({counts['refused']}), "
-        f"{WORDS['failed']} failed ({counts['failed']}). Networks of random weights, images of 32x32 (where a network "
-        "works at one other size, it resizes them).",
+        f"{', '.join(f'{count} {status}' for status, count in counts.items())}. Images of 32x32; where a network works "
+        "at one other size, it resizes them.",
         "",
         "| | " + " | ".join(defenses) + " |",
         "| --- |" + " :-: |" * len(defenses),

@@ -77,7 +77,7 @@ class ActivationCalls(Added, nn.ModuleDict):
             )
         made = cls(**settings)
         owner.add_module(CHILD, made)
-        owner.__class__ = _counting(type(owner))
+        owner.__class__ = _counting(type(owner))  # type: ignore[arg-type]
         return made
 
     def around(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +123,7 @@ class _Counting(TorchFunctionMode):
         return args[0].copy_(module(func(args[0].clone(), *args[1:], **kwargs)))
 
 
-@cache
+@cache  # one class per class, so that copies have the type of their original
 def _counting(kind: type[nn.Module]) -> type[nn.Module]:
     """A subclass of ``kind`` that runs its forward inside its :class:`ActivationCalls`."""
 
@@ -141,7 +141,7 @@ def _counting(kind: type[nn.Module]) -> type[nn.Module]:
 
 def _blank(kind: type[nn.Module]) -> nn.Module:
     """For copying and pickling: the generated class cannot be found by name."""
-    return nn.Module.__new__(_counting(kind))
+    return nn.Module.__new__(_counting(kind))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

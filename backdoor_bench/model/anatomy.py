@@ -40,7 +40,7 @@ def convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
     return {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
 
 
-def neurons(network: nn.Module, kind: str = "conv", images: Tensor | None = None) -> dict[str, nn.Parameter]:
+def neurons(network: nn.Module, kind: str = "conv", images: Tensor | None = None) -> dict[str, Tensor]:
     """The weights whose first index counts neurons, by parameter name.
 
     A depthwise or grouped convolution is no exception: its filters are (1 or more, k, k) each.
@@ -52,7 +52,7 @@ def neurons(network: nn.Module, kind: str = "conv", images: Tensor | None = None
     """
     if kind == "conv":
         return {f"{name}.weight": module.weight for name, module in convolutions(network).items()}
-    found: dict[str, nn.Parameter] = {}
+    found: dict[str, Tensor] = {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
             found[f"{name}.weight"] = module.weight

@@ -170,7 +170,8 @@ def test_validation_images_that_went_to_training(network: nn.Module, defender_vi
 
 def test_a_stage_that_refuses_does_so_before_any_work(network: nn.Module, defender_view: DefenderView) -> None:
     first = MayUse()
-    with pytest.raises(IncompatibleError, match="stage 'last' cannot work on this"):
+    said = r"mine, stage 'last': stage 'last' cannot work on this; use another defense, e\.g\. ft"
+    with pytest.raises(IncompatibleError, match=said):
         next(defense({"first": first, "last": Refuses()}).run(network, defender_view))
     assert not hasattr(first, "got")
 
@@ -182,6 +183,23 @@ def test_what_a_network_must_have(network: nn.Module) -> None:
         made.check_network(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match=r"unknown part in requires 'BatchNorm'\. Did you mean BatchNorm2d"):
         defense({"skip": Skip()}, requires=["BatchNorm"]).check_network(network)
+
+
+def test_a_stage_may_refuse_a_network_when_a_run_is_planned() -> None:
+    """Without weights, and with images of the size that it will be used with."""
+
+    class Large(Skip):
+        def check_network(self, network: nn.Module, images: torch.Tensor) -> None:
+            assert images.is_meta
+            if images.shape[-1] < 48:
+                raise IncompatibleError("it needs images of 48 pixels")
+
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(3, 2, 1))
+        made = defense({"large": Large()}, instead=["clp"])
+        made.check_network(network, torch.empty(2, 3, 64, 64))
+    with pytest.raises(IncompatibleError, match=r"mine, stage 'large': it needs images of 48 .* e\.g\. clp"):
+        made.check_network(network)
 
 
 def test_an_assumed_trigger_must_be_there(network: nn.Module, defender_view: DefenderView) -> None:

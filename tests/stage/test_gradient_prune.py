@@ -170,7 +170,9 @@ def test_nothing_helps_nothing_is_pruned(backdoored: nn.Module, view: DefenderVi
 def test_several_filters_a_round_a_limit_and_excluded_names(backdoored: nn.Module, view: DefenderView) -> None:
     mask = GradientPrune(alpha=1.0, filters_per_round=3, max_rounds=1).run(backdoored, view, TRIGGER)
     assert mask.report["rounds"] == 1
-    with pytest.raises(IncompatibleError, match=r"two conv layers or more, and Sequential has 0 \(none\) with exclude=\['0'\]"):
+    with pytest.raises(
+        IncompatibleError, match=r"two conv layers or more, and Sequential has 0 \(none\) with exclude=\['0'\]"
+    ):
         GradientPrune(exclude=["0"]).check(backdoored, view)
 
 

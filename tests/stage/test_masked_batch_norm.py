@@ -35,6 +35,28 @@ def test_train_mode_uses_batch_statistics_and_leaves_the_running_ones() -> None:
     assert masked.inner.running_mean.tolist() == [0, 1]
 
 
+class WithActivation(nn.BatchNorm2d):
+    """As timm has it: normalise, then rectify."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_a_subclass_does_besides_stays(training: bool) -> None:
+    plain, norm = layer(), WithActivation(2)
+    norm.load_state_dict(plain.inner.state_dict())
+    masked = MaskedBatchNorm2d(norm)
+    x = torch.randn(8, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    for one in (masked, plain):
+        one.train(training).mask.data.copy_(torch.tensor([0.5, 0.0]))
+        one.noise = torch.tensor([0.25, 0.5]), torch.tensor([1.0, -0.5])
+    assert torch.allclose(masked(x), plain(x).relu(), atol=1e-6)
+    assert (plain(x) < 0).any()
+    (gradient,) = torch.autograd.grad(masked(x).sum(), masked.mask)
+    assert gradient.all()
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_a_fresh_copy_computes_the_same_and_only_masks_learn(training: bool, network: nn.Module) -> None:
     before = {key: value.clone() for key, value in network.state_dict().items()}

@@ -34,6 +34,38 @@ def view(network: nn.Module, defender_view: DefenderView) -> DefenderView:
     return replace(defender_view, validation=ImageSet(defender_view.validation.images, guessed))
 
 
+class Functional(nn.Module):
+    """What torchvision's blocks do: one module for two calls, and a function, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, stride=4), nn.Conv2d(4, 4, 1)
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(4, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.conv1(images))
+        x = self.relu(self.conv2(x)) + x
+        return self.head(F.relu(x - 0.1, inplace=True).mean((2, 3)))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_activations_that_are_no_modules_are_bounded_and_stored(first: bool, defender_view: DefenderView) -> None:
+    network = Functional().eval()
+    whole = copy.deepcopy(network)
+    names = list(network.state_dict())
+    bounds = Bound(granularity="channel").run(network, defender_view) if first else None
+    after = stage(eps=1.0).run(network, defender_view, bounds)
+    assert list(after.values) == [f"activation_calls.{number}" for number in range(3)]
+    assert [name for name in network.state_dict() if name in names] == names
+    images = torch.rand(3, 3, 32, 32) * 3
+    logits = network(images)
+    assert not torch.equal(logits, whole(images))  # three times as bright as any image: clipped
+    again = Functional().eval()
+    addition.restore(again, addition.describe(network))
+    again.load_state_dict(network.state_dict())
+    assert torch.allclose(again(images), logits, atol=1e-6)
+
+
 def test_penalty_is_the_mean_per_site_and_counts_no_negative_bound() -> None:
     assert penalty([torch.tensor([1.0, 3.0]), torch.tensor([[5.0], [-7.0]])]).item() == 2.0 + 2.5
 
