@@ -6,11 +6,12 @@ Nothing is imported, looked up or called. A global stays a name, a call stays a 
 from __future__ import annotations
 
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-LIMIT_OPCODES = 4_000_000
+LIMIT_OPCODES = 2_000_000
 """A thousand tensors take 30,000. Each makes at most a small object, so this bounds the memory too."""
 
 
@@ -97,6 +98,7 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.protocol = 0
         self.trace = Trace()
 
     def step(self, opcode: str, argument: Any) -> None:
@@ -123,6 +125,8 @@ class _Machine:
     def name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
             module, name = "a computed module", "a computed name"
+        elif self.protocol < 3:  # it has Python 2's names
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         found = Global(module, name)
         self.trace.globals.setdefault(str(found), found)
         self.stack.append(found)
@@ -151,10 +155,13 @@ class _Machine:
 
     # -- opcodes: values -----------------------------------------------------------------------------------------
 
-    def PROTO(self, _: Any) -> None:
+    def PROTO(self, version: int) -> None:
+        self.protocol = version
+
+    def FRAME(self, _: Any) -> None:
         pass
 
-    FRAME = STOP = PROTO
+    STOP = FRAME
 
     def BININT(self, value: Any) -> None:
         self.stack.append(value)
