@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -57,9 +58,13 @@ def _reserved(scratch: Path, target: Path) -> Iterator[Path]:
 
 
 def leftovers(scratch: Path, remove: bool = False) -> list[Path]:
-    """What dead writers left half written in ``scratch``, or had left if ``remove``. The living keep theirs."""
+    """What dead writers left half written in ``scratch``, or had left if ``remove``. The living keep theirs.
+
+    Only names that :func:`_reserved` gives: whatever else lies there is somebody's own.
+    """
     found = []
-    for path in sorted({path.with_name(path.name.removesuffix(".lock")) for path in scratch.glob("*")}):
+    names = {path.name.removesuffix(".lock") for path in scratch.glob("*")}
+    for path in sorted(scratch / name for name in names if re.fullmatch(r"[0-9a-f]{32}", name)):
         lock = Lock(path.with_name(f"{path.name}.lock"))
         try:
             if path.exists() and not lock.is_held():

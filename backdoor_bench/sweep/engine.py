@@ -10,7 +10,7 @@ from typing import Any
 
 from backdoor_bench import progress
 from backdoor_bench.errors import ConfigError
-from backdoor_bench.store import files
+from backdoor_bench.store import Store, files
 from backdoor_bench.sweep.interruption import Interruption
 from backdoor_bench.sweep.job import Job, Result
 from backdoor_bench.sweep.pool import Done, HereAndNow, Lost, Pool, Ready
@@ -51,7 +51,7 @@ class Summary:
 
 def run(
     jobs: Iterable[Job],
-    store: Path | str | Any,
+    store: Store | Path | str,
     *,
     name: str = "sweep",
     workers: int | None = None,
@@ -86,7 +86,7 @@ def run(
             written; nothing was started.
     """
     started = time.monotonic()
-    root = Path(getattr(store, "root", store)).resolve()
+    root = store.root if isinstance(store, Store) else Path(store).resolve()
     jobs = list(jobs)
     known = {job.key: job for job in jobs}
     make_work = make_work or runs(root)

@@ -72,12 +72,18 @@ def test_gc_shows_first_and_removes_only_what_no_record_needs(store: Store, caps
     store.save("purified", "bad", NETWORK)
     (store.root / "runs" / "empty").mkdir()
     (store.root / "victims" / "used.damaged-1").mkdir()
-    (store.root / "tmp" / "half").mkdir()
+    half = store.root / "tmp" / f"{7:032x}"
+    half.mkdir()
     (store.root / "locks").mkdir()
     (store.root / "locks" / "run-old.lock").touch()
     useless = {
-        "victims/lonely", "purified/bad", "runs/empty", "victims/used.damaged-1", "tmp/half", "locks/run-old.lock"
-    }  # fmt: skip
+        "victims/lonely",
+        "victims/used.damaged-1",
+        "purified/bad",
+        "runs/empty",
+        f"tmp/{half.name}",
+        "locks/run-old.lock",
+    }
     assert set(names(store, upkeep.garbage(store))) == useless
     assert main(["gc", str(store.root)]) == 0
     assert all((store.root / path).exists() for path in useless)
@@ -115,11 +121,22 @@ def test_what_a_living_writer_has_half_written_stays(store: Store) -> None:
         assert files.leftovers(scratch, remove=True) == []
         assert upkeep.garbage(store) == []
         assert (folder / "part").exists()
-    (scratch / "dead").write_text("half")
-    (scratch / "dead.lock").touch()
-    assert files.leftovers(scratch) == [scratch / "dead"]
-    assert files.leftovers(scratch, remove=True) == [scratch / "dead"]
+    dead = scratch / f"{1:032x}"
+    dead.write_text("half")
+    dead.with_suffix(".lock").touch()
+    assert files.leftovers(scratch) == [dead]
+    assert files.leftovers(scratch, remove=True) == [dead]
     assert not list(scratch.iterdir())
+
+
+def test_what_the_store_did_not_name_is_never_removed(store: Store) -> None:
+    """A folder that was taken for the store's by mistake holds other people's files."""
+    own = [store.root / "tmp" / name for name in ("notes.txt", "results", "0123456789abcdef", ".hidden")]
+    for path in own:
+        path.write_text("precious")
+    assert files.leftovers(store.root / "tmp", remove=True) == []
+    assert upkeep.garbage(store) == []
+    assert all(path.read_text() == "precious" for path in own)
 
 
 def test_a_newer_versions_record_is_not_guessed_at(store: Store, capsys) -> None:
