@@ -174,7 +174,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _size_of(title: str, paths: Sequence[Path]) -> Size:
     """The size that all images have, by their headers, or the one they are resized to."""
-    sizes = _sizes(paths)
+    sizes = _sizes(title, paths)
     if not sizes:
         return 1, 1  # decoding will say why none can be read
     chosen = common_size(sizes)
@@ -183,7 +183,7 @@ def _size_of(title: str, paths: Sequence[Path]) -> Size:
     return chosen
 
 
-def _sizes(paths: Sequence[Path]) -> Counter[Size]:
+def _sizes(title: str, paths: Sequence[Path]) -> Counter[Size]:
     """How many images have which size, as their headers say; what cannot be read is passed over here."""
 
     def work(chunk: Sequence[Path]) -> list[Size]:
@@ -193,9 +193,16 @@ def _sizes(paths: Sequence[Path]) -> Counter[Size]:
                 found.append((image.height, image.width))
         return found
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        chunks = pool.map(work, [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)])
-        return Counter(size for chunk in chunks for size in chunk)
+    parts, sizes = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)], Counter[Size]()
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        progress.track(f"{title}: looking at sizes", len(paths), "image") as advance,
+    ):
+        for part, found in zip(parts, pool.map(work, parts), strict=True):
+            sizes.update(found)
+            for _ in part:
+                advance("")
+    return sizes
 
 
 def _check_memory(title: str, count: int, height: int, width: int) -> None:

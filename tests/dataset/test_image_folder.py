@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from backdoor_bench import config as configuration
 from backdoor_bench.dataset import Augmentation
 from backdoor_bench.dataset.image_folder import ImageFolder
 from backdoor_bench.errors import ConfigError, DataError
@@ -163,16 +161,3 @@ def test_a_size_that_cannot_be(tmp_path: Path, size: object) -> None:
 def test_a_share_that_cannot_be(tmp_path: Path, share: float) -> None:
     with pytest.raises(ConfigError, match=f"test_share={share}"):
         folder(tmp_path, test_share=share)
-
-
-@pytest.mark.parametrize("name", ["cifar10", "gtsrb", "image_folder", "digits"])
-def test_the_configuration_makes_it(tmp_path: Path, name: str) -> None:
-    overrides = [f"dataset={name}", f"data_dir={tmp_path}"]
-    if name == "image_folder":
-        overrides.append(f"dataset.root={tmp_path}")
-    with initialize_config_dir(str(configuration.directory()), version_base="1.3"):
-        node = configuration.plain(compose("config", overrides))["dataset"]
-    made = configuration.make(node)
-    assert made.name == name
-    assert len(made.mean) == len(made.std) == 3
-    assert made.augmentation.flip == (name == "cifar10")
