@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,21 +11,33 @@ from backdoor_bench.sweep.job import Job, Report
 
 
 class Sleeping:
-    """Sleeps ``job.config["seconds"]`` (else ``seconds``) and appends a line per job that it ended to ``log``."""
+    """Sleeps ``job.config["seconds"]`` and appends a line per job that it ended to ``folder/log``.
 
-    def __init__(self, log: Path | str, seconds: float = 0.0) -> None:
-        self._log = log
-        self._seconds = seconds
+    ``job.config["kills"]``: how many attempts at this job end with a SIGKILL of their process.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self._folder = Path(folder)
 
     def __call__(self, job: Job) -> Report:
-        time.sleep(float(job.config.get("seconds", self._seconds)))
-        descriptor = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(descriptor, f"{job.key} {os.getpid()}\n".encode())
-        os.close(descriptor)
-        return Report("ok", seconds=self._seconds)
+        started = time.monotonic()
+        deaths = self._folder / f"{job.key}.deaths"
+        died = len(deaths.read_text()) if deaths.exists() else 0
+        if died < job.config.get("kills", 0):
+            deaths.write_text("x" * (died + 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(job.config.get("seconds", 0.0))
+        self._append("log", job.key)
+        facts = {"pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS"), "folder": os.getcwd()}
+        return Report("ok", None, facts, time.monotonic() - started)
 
     def release(self) -> None:
         """Keeps nothing."""
 
     def give_up(self, job: Job, reason: str) -> None:
-        """Records nothing."""
+        self._append("given_up", job.key)
+
+    def _append(self, name: str, line: str) -> None:
+        descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, f"{line}\n".encode())
+        os.close(descriptor)
