@@ -56,7 +56,9 @@ def bins(values: NDArray[np.float64], logarithmic: bool = False) -> NDArray[np.f
 
 @dataclass(frozen=True)
 class BnShift(Finding):
-    """``networks``: what it is (``clean network``, ``victim``, a defense) to its :func:`statistics`."""
+    """``networks``: what it is (``clean network``, ``victim``, a defense) to its :func:`statistics`; the first is what
+    the others are compared with.
+    """
 
     networks: Mapping[str, Mapping[str, Mapping[str, Tensor]]]
     sees_trigger = False
@@ -65,10 +67,10 @@ class BnShift(Finding):
         return torch.cat([layer[quantity] for layer in self.networks[name].values()])
 
     def summary(self) -> dict[str, Any]:
-        others = [name for name in self.networks if name != style.CLEAN]
-        far = {name: {quantity: distance(self.pooled(name, quantity), self.pooled(style.CLEAN, quantity))
+        first, *others = self.networks
+        far = {name: {quantity: distance(self.pooled(name, quantity), self.pooled(first, quantity))
                       for quantity in QUANTITIES} for name in others}  # fmt: skip
-        return {"wasserstein_distance_to_the_clean_network": far}
+        return {"wasserstein_distance": far, "from": first}
 
     def rows(self) -> list[dict[str, Any]]:
         return [
@@ -91,9 +93,9 @@ class BnShift(Finding):
             panel.set_xscale("log" if quantity == "variance" else "linear")
         for row in panels:
             row[0].set_ylabel("channels %")
-        from matplotlib.patches import StepPatch
+        from matplotlib.patches import Patch
 
-        style.legend(figure, [StepPatch([1], [0, 1], label=name, **how) for name, how in looks.items()])
+        style.legend(figure, [Patch(label=name, **{"facecolor": "none", **how}) for name, how in looks.items()])
         style.title(figure, "BatchNorm, all layers together")
         return figure
 
@@ -102,21 +104,24 @@ class BnShift(Finding):
         found: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(self.networks):
             color = style.look(name).color
-            found[name] = {"edgecolor": color, "linewidth": 1.2, "linestyle": style.DASHES[max(0, number - 1) % 4]}
+            dash = style.DASHES[max(0, number - (style.CLEAN in self.networks)) % 4]
+            found[name] = {"edgecolor": color, "linewidth": 1.2, "linestyle": dash}
             if name == style.CLEAN:
                 found[name] |= {"fill": True, "facecolor": style.soft(color, 0.35), "linewidth": 0.5}
         return found
 
     def notes(self) -> list[str]:
-        far = self.summary()["wasserstein_distance_to_the_clean_network"]
-        texts = [f"{name} {', '.join(f'{q} {value:.3f}' for q, value in parts.items())}" for name, parts in far.items()]
-        return [
-            "The outer bins hold what lies beyond them",
-            f"Wasserstein distance to the clean network: {'; '.join(texts)}",
+        found = self.summary()
+        texts = [
+            f"{name} {', '.join(f'{quantity} {value:.3f}' for quantity, value in parts.items())}"
+            for name, parts in found["wasserstein_distance"].items()
         ]
+        far = [f"Wasserstein distance from the {found['from']}: {'; '.join(texts)}"] * bool(texts)
+        return ["The outer bins hold what lies beyond them", *far]
 
 
 def analyse(study: Study) -> BnShift:
-    """The clean network of the same seed, the victim, and each purified network."""
+    """The clean network of the same seed (not for a victim that came as a file), the victim, each purified network."""
     mine = {name: statistics(network) for name, network in study.networks.items()}
-    return BnShift({style.CLEAN: statistics(study.clean_network), **mine})
+    clean = study.clean_network
+    return BnShift(({} if clean is None else {style.CLEAN: statistics(clean)}) | mine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -47,9 +48,11 @@ class Study:
         return {"victim": self.victim.network, **{name: self._purified(name) for name in self.defenses}}
 
     @cached_property
-    def clean_network(self) -> nn.Module:
-        """The network of the same configuration and seed without an attack."""
-        plan = self.bench.plan({**self.compose(None), "attack": None})
+    def clean_network(self) -> nn.Module | None:
+        """The network of the same configuration and seed without an attack; None for a victim that came as a file."""
+        if self.plan.given is not None:
+            return None
+        plan = self.bench.plan({**self.plan.config, "attack": None, "victim": None})
         _say_if_missing(self.bench, plan, "the clean network to compare with")
         return self.bench.victim(plan, self.data).network
 
@@ -118,6 +121,8 @@ class Study:
         return [*lines, f"ACC {100 * measured.acc:.1f} %, ASR {100 * measured.asr:.1f} %{weak}"]
 
     def _purified(self, name: str) -> nn.Module:
+        if self.plan.given is not None:
+            return self._purified_now(name)
         plan = self.bench.plan({**self.compose(name), "save_purified": True, "force": False})
         if self.bench.store.load("purified", plan.key) is None:
             progress.say(f"no network purified with {name} in {self.bench.store.root}; making and keeping it")
@@ -128,7 +133,16 @@ class Study:
             raise StoreError(f"the network purified with {name} could not be kept in {self.bench.store.root}")
         return remeasure.load_network(victim, stored, self.numerics, self.plan.config["trust"])
 
+    def _purified_now(self, name: str) -> nn.Module:
+        """A file's network, purified: the store keeps only what was made of its own victims."""
+        progress.say(f"purifying the given network with {name}")
+        defense, view = self.defender(name)
+        network = copy.deepcopy(self.victim.network)
+        for _ in defense.run(network, view):
+            pass
+        return network.eval()
+
 
 def _say_if_missing(bench: Bench, plan: Plan, what: str) -> None:
-    if not (bench.store.root / "victims" / plan.victim_key).is_dir():
+    if plan.given is None and not (bench.store.root / "victims" / plan.victim_key).is_dir():
         progress.say(f"{what} is not in {bench.store.root}; training and keeping it")

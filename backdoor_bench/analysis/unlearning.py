@@ -80,7 +80,7 @@ class Unlearning(Finding):
         }
         for panel, (words, (clean, poison)) in zip(panels[0], parts.items(), strict=True):
             found = correlation(clean, poison)
-            text = ", ".join(f"{name} {value:.2f}" for name, value in found.items() if value is not None)
+            text = ", ".join(f"{name.capitalize()} {value:.2f}" for name, value in found.items() if value is not None)
             panel.scatter(
                 clean.tolist(),
                 poison.tolist(),

@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="file to write; without it text goes to the terminal")
     parser.add_argument("--metrics", default="acc,asr,ra", help="of acc asr ra der arr rdr (default: %(default)s)")
     parser.add_argument("--table", metavar="NAME", help="a published table, as in unibp_1; 'list' names them all")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also every figure that the records can show")
     parser.add_argument("--runs", action="store_true", help="csv and parquet: one row per run instead of per cell")
     return parser
 
@@ -80,6 +81,10 @@ def _report(options: argparse.Namespace) -> None:
         if options.table is None or options.what:
             raise
         records = None  # a published table can be read without a run of ours
+    if options.figures is not None and records is not None:
+        from backdoor_bench.report.figure.__main__ import everything
+
+        everything(records, options.figures)
     notes = records.notes() if records else []
     cells = summary.cells(records.runs) if records else None
     if options.table is not None:

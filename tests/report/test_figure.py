@@ -351,15 +351,17 @@ def test_nothing_is_cut_and_no_panel_is_empty(name: str, many: Records) -> None:
 
 def test_the_command(tmp_path: Path, many: Records, capsys: pytest.CaptureFixture[str]) -> None:
     to_parquet(many, tmp_path / "records.parquet")
-    given = ["--from", str(tmp_path / "records.parquet"), "--out", str(tmp_path / "out"), "--formats", "svg"]
+    given = [str(tmp_path / "records.parquet"), "--out", str(tmp_path / "out"), "--formats", "svg"]
     assert command.main(["medians", "time", "attack=badnet", *given]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["medians.svg", "time.svg"]
     assert command.main(["median", *given]) == 1
     assert command.main(["sensitivity", *given]) == 1
+    assert command.main(["box", "no/such/place"]) == 1
     assert command.main(["box_by_attack", "attack=badnet", *given]) == 1
     errors = capsys.readouterr().err
     assert "unknown figure 'median'. Did you mean medians?" in errors
     assert "sensitivity needs --parameter NAME" in errors
+    assert "no store, folder or file no/such/place" in errors
     assert "error: split by attack: these runs have 1 (badnet)" in errors
 
 

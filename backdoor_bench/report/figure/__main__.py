@@ -54,6 +54,30 @@ def write(
     return made
 
 
+def everything(records: Records, out: Path) -> list[Path]:
+    """Every figure that the records can show, in all formats; the others are said with the reason."""
+    return write(records, [name for name in FIGURES if name != "sensitivity"], out, strict=False)
+
+
+def sort(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Figures, sources and filters, told apart: a figure's name, else something that exists, else ``COLUMN=VALUE``.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    names, sources, filters = list[str](), list[str](), list[str]()
+    for word in words:
+        if word in FIGURES:
+            names.append(word)
+        elif Path(word).exists() or "/" in word:
+            sources.append(word)
+        elif "=" in word:
+            filters.append(word)
+        else:
+            raise unknown("figure", word, FIGURES)
+    return names, sources, filters
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw. Returns 0, or 1 if something that was asked for could not be drawn."""
     parser = argparse.ArgumentParser(
@@ -62,36 +86,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="figures:\n" + "\n".join(f"  {name:<23} {what}" for name, what in FIGURES.items()),
     )  # fmt: skip
     parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="NAME | COLUMN=VALUE",
-        help="figures (none: all that have something to show); filters",
-    )
-    parser.add_argument(
-        "--from", dest="sources", nargs="+", default=[], metavar="PATH",
-        help="stores, folders or files of records; default: the store",
+        "words", nargs="*", metavar="NAME | SOURCE | COLUMN=VALUE",
+        help="figures (none: all that have something to show); stores, folders or files of records (none: the store); "
+        "filters, values split by commas",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("figures"))
     parser.add_argument("--formats", default=",".join(style.FORMATS), help="some of svg,pdf,png")
     parser.add_argument("--parameter", metavar="NAME", help="the option of `sensitivity`, as on the command line")
     parser.add_argument("--weak", action="store_true", help="keep runs of weak attacks")
     options = parser.parse_args(arguments)
-    names = [word for word in options.words if "=" not in word]
     every = [name for name in FIGURES if name != "sensitivity" or options.parameter]
     try:
-        for name in names:
-            if name not in FIGURES:
-                raise unknown("figure", name, FIGURES)
-        records = load(options.sources, [word for word in options.words if "=" in word])
+        names, sources, filters = sort(options.words)
         made = write(
-            records,
-            names or every,
-            options.out,
-            options.formats.split(","),
-            options.parameter,
-            options.weak,
-            bool(names),
-        )
+            load(sources, filters), names or every, options.out, options.formats.split(","), options.parameter,
+            options.weak, strict=bool(names),
+        )  # fmt: skip
     except BenchError as error:
         progress.say(f"error: {error}")
         return 1
