@@ -138,7 +138,7 @@ def test_other_classes_are_an_error(tmp_path: Path) -> None:
     root = sorted_tree(tmp_path / "tiny_imagenet")
     for split in ("train", "test"):
         (root / split / WNIDS[0]).rename(root / split / "goldfish")
-    with pytest.raises(DataError, match="200 classes of Tiny-ImageNet .*not of Tiny-ImageNet: 'goldfish'"):
+    with pytest.raises(DataError, match=r"200 classes of Tiny-ImageNet .*not of Tiny-ImageNet: 'goldfish'"):
         tiny(tmp_path).load()
     for split in ("train", "test"):
         shutil.rmtree(root / split / "goldfish")
