@@ -239,6 +239,7 @@ class Combat(Attack):
             :class:`Augmentation`; whether to flip is the data set's.
     """
 
+    version = 2  # 1 rotated by coordinates in bfloat16
     taxonomy = Taxonomy("clean", "dynamic", "global", "additive", "data-poisoning")
 
     def __init__(

@@ -92,6 +92,7 @@ class WaNet(Attack):
         common: as of :class:`Attack`.
     """
 
+    version = 2  # 1 rotated by coordinates in bfloat16
     taxonomy = Taxonomy("dirty", "dynamic", "global", "warping", "outsourced-training")
 
     def __init__(self, control_points: int = 4, strength: float = 0.5, cross_ratio: float = 2.0, **common: Any) -> None:

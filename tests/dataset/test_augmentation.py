@@ -93,3 +93,11 @@ def test_rotation_turns_about_the_middle_within_its_angle() -> None:
     assert angle.abs().max() < 31
     assert angle.min() < -25
     assert angle.max() > 25
+
+
+def test_rotation_is_as_exact_inside_mixed_precision() -> None:
+    images, augmentation = torch.rand(4, 3, 32, 32, generator=seeding.generator(1)), Augmentation(rotation=10)
+    plain = augmentation(images, seeding.generator(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = augmentation(images, seeding.generator(0))
+    assert torch.equal(mixed, plain)
