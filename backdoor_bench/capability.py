@@ -1,7 +1,7 @@
 """Which defense works on which network, found by running each: ``python -m backdoor_bench.capability --out docs``.
 
-Every cell runs a defense's stages to the end, at the least lengths, with two digits per class, on a network whose
-weights are random (its BatchNorm statistics are not) and a badnet trigger for those that assume one. A cell *works* if
+Every cell runs a defense's stages to the end, at the least lengths, with two digits per class, on a network of random
+weights (with BatchNorm: after a few steps of training), with a badnet trigger if it assumes one. A cell *works* if
 the purified network gives finite logits, and gives the same again when it is stored and built anew; it is *refused* if
 the plan of a run says so before anything is trained. What a defense is worth on a network, it does not say.
 """
@@ -22,15 +22,17 @@ from typing import Any
 
 import hydra
 import torch
+from torch.nn import functional as F
 
 from backdoor_bench import config as configuration
 from backdoor_bench import progress, seeding
 from backdoor_bench.bench import Bench, Plan, Victim, make_model
+from backdoor_bench.dataset import ImageSet
 from backdoor_bench.defense import Defense
 from backdoor_bench.errors import BenchError, IncompatibleError, unknown
 from backdoor_bench.experiment import defender_view
 from backdoor_bench.metric import Measurement
-from backdoor_bench.model import Network, addition
+from backdoor_bench.model import Network, addition, anatomy
 from backdoor_bench.stage import DefenderView
 from backdoor_bench.store import Store
 
@@ -40,6 +42,7 @@ TEMPLATES = {"timm": "timm:convnext_atto", "torchvision": None}
 COMMON = [
     "dataset=digits", "spc=2", "device=cpu", "trainer.precision=32-true", "+attack=badnet", "preset=default",
 ]  # fmt: skip
+STEPS, BATCH_SIZE = 20, 16
 LENGTH = re.compile(r"\$\{length:(\w+),\s*(null|\d+)\}")
 STATUSES = ("works", "refused", "failed")
 
@@ -96,12 +99,20 @@ def compose(model: str, defense: str, store: Path) -> dict[str, Any]:
     return configuration.plain(config)
 
 
-@torch.no_grad()
-def suspect(plan: Plan, images: torch.Tensor) -> Network:
-    """A network of random weights whose BatchNorm statistics are those of ``images``, in eval mode."""
+def suspect(plan: Plan, data: ImageSet) -> Network:
+    """A network to purify, in eval mode: random weights, and where it has BatchNorm, a few steps of training.
+
+    Through many BatchNorms of random weights gradients grow beyond bounds, and a defense that is not at fault diverges.
+    """
     with seeding.scope("capability"):
         network = plan.numerics.place(make_model(plan.config["model"], plan.manifest.num_classes))
-        network.train()(plan.numerics.images(images))
+        if anatomy.batch_norms(network):
+            optimizer = torch.optim.Adam(network.train().parameters(), lr=1e-3)
+            for rows in torch.randperm(len(data))[: STEPS * BATCH_SIZE].split(BATCH_SIZE):
+                loss = F.cross_entropy(network(plan.numerics.images(data.images[rows])), data.labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
     return network.eval()
 
 
@@ -137,7 +148,7 @@ class Cells:
         """Run the defense on a copy of the model's network; what is wrong with the result, if anything."""
         data = self.bench.data(plan)
         if model != self._model:
-            self._model, self._network = model, suspect(plan, data.train.images[:16])
+            self._model, self._network = model, suspect(plan, data.train)
         assert self._network is not None
         network = deepcopy(self._network)
         attack = configuration.make(plan.config["attack"])

@@ -15,7 +15,8 @@ Why calls are counted under a ``TorchFunctionMode`` and the code is not rewritte
 
 The price: a microsecond or two per torch function inside an owner's forward; a forward that computes another number of
 activations than it did when the calls were counted is refused; an activation spelt out in other functions
-(``x * torch.sigmoid(x)``) is not seen; ``torch.jit.script`` cannot compile an owner (tracing and ONNX export work).
+(``x * torch.sigmoid(x)``) is not seen; ``torch.jit.script`` cannot compile an owner (``torch.jit.trace`` and
+``torch.export`` follow it).
 """
 
 from __future__ import annotations

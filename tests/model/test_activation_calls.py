@@ -203,6 +203,12 @@ def test_a_trace_of_it_agrees(clipped: Mixed, images: Tensor) -> None:
     assert torch.equal(traced(images.flip(0)), clipped(images.flip(0)))
 
 
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_export_of_it_agrees(strict: bool, clipped: Mixed, images: Tensor) -> None:
+    exported = torch.export.export(clipped, (images,), strict=strict)
+    assert torch.allclose(exported.module()(images.flip(0)), clipped(images.flip(0)), atol=1e-6)
+
+
 def test_a_module_under_several_names(images: Tensor) -> None:
     shared = nn.ReLU()
     network = nn.Sequential(nn.Conv2d(3, 3, 1), shared, nn.Conv2d(3, 3, 1), shared, nn.Flatten())
