@@ -3,7 +3,7 @@
 Hydra takes about 0.1 s to compose a run, and a campaign has 100,000. So each distinct choice of everything but attack
 and defense is composed once, each distinct attack once and each distinct defense once, all unresolved; every top-level
 node is then resolved once per distinct content of the nodes that it interpolates. Where an attack's or a defense's
-files reach beyond their own node, or depend on other choices, that run is composed as a whole instead.
+files reach beyond their own node, that run is composed as a whole instead.
 
 The configurations share their nodes: they are to be read, not changed.
 """
@@ -139,7 +139,7 @@ class Composer:
         return self._parts[name, given]
 
     def _is_separate(self, name: str, given: tuple[str, ...], base: tuple[str, ...]) -> bool:
-        """Whether the files of a part fill its node alone, and are the same whatever else is chosen."""
+        """Whether the files of a part fill its own node and change nothing else."""
         files = tuple(override for override in given if self._is_choice(override))
         if (name, files) not in self._separate:
             self._separate[name, files] = self._fill_alone(name, files, base)
@@ -150,6 +150,7 @@ class Composer:
         return self.is_group(override.lstrip("+~").partition("=")[0])
 
     def _fill_alone(self, name: str, given: tuple[str, ...], base: tuple[str, ...]) -> bool:
+        # Hydra lets no nested defaults list interpolate other groups' choices, so overriding them is all that it can do.
         before = {(d.config_path, d.package) for d in self._defaults(base)}
         for default in self._defaults((*base, *given)):
             if (default.config_path, default.package) in before:
@@ -158,7 +159,7 @@ class Composer:
             if package != name and not package.startswith(f"{name}."):
                 return False
             found = self._loader.repository.load_config(default.config_path)  # type: ignore[attr-defined]
-            if found is None or any(d.is_override() or "${" in str(vars(d)) for d in found.defaults_list or ()):
+            if found is None or any(d.is_override() for d in found.defaults_list or ()):
                 return False
         return True
 

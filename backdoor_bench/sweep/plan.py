@@ -125,7 +125,7 @@ def _compose(
         if reason is not None:
             plan.absent[reason] += 1
             continue
-        planned = _plan(config, bench, plan, point, varied)
+        planned = _plan(config, bench, plan, point)
         if planned is None or (keys is not None and planned.key not in keys):
             continue
         facts = (planned.architecture or "", planned.attack, planned.numerics.device.type)
@@ -140,7 +140,7 @@ def _compose(
     return plan, victims
 
 
-def _plan(config: Mapping[str, Any], bench: Bench, plan: SweepPlan, point: Point, varied: list[str]) -> Plan | None:
+def _plan(config: Mapping[str, Any], bench: Bench, plan: SweepPlan, point: Point) -> Plan | None:
     for name in ("seed", "repetition"):
         if not isinstance(config[name], int) or isinstance(config[name], bool):
             raise ConfigError(f"axis {name}: expected whole numbers, got {config[name]!r}")
@@ -150,7 +150,7 @@ def _plan(config: Mapping[str, Any], bench: Bench, plan: SweepPlan, point: Point
         plan.impossible[str(error)] += 1
         return None
     except BenchError as error:
-        raise ConfigError(f"{_label(point, varied)}: {error}") from None
+        raise ConfigError(f"{_label(point, list(point))}: {error}") from None
 
 
 def _remembered(absent: dict[int, str | None], config: Mapping[str, Any], bench: Bench) -> str | None:
