@@ -22,6 +22,7 @@ from backdoor_bench.model import addition
 from backdoor_bench.store import RECORD_FORMAT, Stored
 from backdoor_bench.suspect import given as suspects
 from backdoor_bench.suspect.deliver import deliver
+from backdoor_bench.suspect.export import check_target
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def run_plan(plan: Plan, bench: Bench) -> Outcome:
         BusyError: another process works on the run or on its victim, and the bench's store does not wait.
     """
     config = plan.config
+    if config.get("export") is not None:  # what is there already is an error before any work
+        check_target(config["export"], replace=config["force"])
     with bench.store.claim(f"run-{plan.key}"):
         record = bench.store.record(plan.key)
         redo = config["force"] or config.get("export") is not None or _lacks_purified(plan, bench)

@@ -80,10 +80,22 @@ def write(
         metadata = {"format": "pt", METADATA: json.dumps(about)}
         _whole(path, lambda file: safetensors.torch.save_file(tensors, file, metadata))
     else:
-        program = deepcopy(network).cpu().eval().requires_grad_(False)
+        program = _Program(deepcopy(network).cpu().requires_grad_(False)).eval()
         inputs = images.detach().cpu()
         _whole(path, lambda file: (_torchscript if path.suffix == ".ts" else _program)(program, inputs, file))
     _whole(path.with_suffix(".md"), lambda file: file.write_text(card))
+
+
+class _Program(nn.Module):
+    """One input by name, whatever the network's forward is called with."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits
 
 
 def _torchscript(network: nn.Module, images: Tensor, file: Path) -> None:
@@ -96,13 +108,12 @@ def _torchscript(network: nn.Module, images: Tensor, file: Path) -> None:
 
 
 def _program(network: nn.Module, images: Tensor, file: Path) -> None:
+    batch = torch.export.Dim("batch")
     try:
-        exported = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        exported = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
     except Exception as error:  # torch.export raises many kinds
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"torch.export cannot follow {type(network).__name__} ({reason}); use .ts or .safetensors"
-        ) from error
+        raise ConfigError(f"torch.export cannot follow the network ({reason}); use .ts or .safetensors") from error
     _require_agreement(network, exported.module(), images)
     torch.export.save(exported, str(file))
 

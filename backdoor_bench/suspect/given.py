@@ -68,7 +68,7 @@ def resolve(config: Mapping[str, Any], store: Store) -> tuple[Mapping[str, Any],
     if config.get("export") is not None:
         if config.get("defense") is None:
             raise ConfigError("export= writes a purified network; add a defense with +defense=NAME")
-        export.check_target(config["export"], replace=config["force"])
+        export.check_target(config["export"], replace=True)
     stored = asked is not None and KEY.fullmatch(str(asked)) and (store.root / "victims" / str(asked)).is_dir()
     if asked is None or stored:
         for name in ("trigger", "mean", "std"):

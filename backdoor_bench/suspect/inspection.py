@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from backdoor_bench import config as configuration
 from backdoor_bench.errors import BenchError
+from backdoor_bench.model import Network
 from backdoor_bench.suspect import declared
 from backdoor_bench.suspect.composed import compose
 from backdoor_bench.suspect.container import (
@@ -119,19 +121,26 @@ def _architectures(weights: Mapping[str, Declared], classes: int) -> tuple[list[
     return fits, close
 
 
-def _networks(tensors: Mapping[str, Tensor], classes: int) -> Iterator[tuple[str, list[str], torch.nn.Module]]:
+def _networks(tensors: Mapping[str, Tensor], classes: int) -> Iterator[tuple[str, list[str], Network]]:
+    first = next((value.shape[0] for value in tensors.values() if value.ndim == 4), None)
+    if first is None:  # all of them have convolutions
+        return
+    for path in sorted((configuration.directory() / "model").glob("*.yaml")):
+        network, has_width = _network(path.stem, classes, first)
+        if network is not None:
+            yield path.stem, [f"model.width={first}"] if has_width else [], network
+
+
+@lru_cache(64)
+def _network(name: str, classes: int, width: int) -> tuple[Network | None, bool]:
+    """On the meta device; ``width`` where it is an option. None: it needs a name, or is not installed."""
     from backdoor_bench.bench import make_model  # it uses this package
 
-    first = next((value.shape[0] for value in tensors.values() if value.ndim == 4), None)
-    for path in sorted((configuration.directory() / "model").glob("*.yaml")):
-        options = []
-        try:
-            composed = compose(f"model={path.stem}", "dataset=image_folder", "dataset.root=.")
-            node: Any = OmegaConf.to_container(composed.model, resolve=True, throw_on_missing=True)
-            if "width" in node and first is not None:
-                node["width"] = first
-                options = [f"model.width={first}"]
-            with torch.device("meta"):
-                yield path.stem, options, make_model(node, classes)
-        except (BenchError, OmegaConfBaseException):
-            continue  # one that needs a name (torchvision, timm), or is not installed
+    try:
+        composed = compose(f"model={name}", "dataset=image_folder", "dataset.root=.")
+        node: Any = OmegaConf.to_container(composed.model, resolve=True, throw_on_missing=True)
+        has_width = "width" in node
+        with torch.device("meta"):
+            return make_model({**node, "width": width} if has_width else node, classes), has_width
+    except (BenchError, OmegaConfBaseException):
+        return None, False
