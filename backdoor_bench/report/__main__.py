@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +32,9 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 1 with one message if there is nothing to report."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _report(options)
+        _report(_parser().parse_args(given), f"Made by: python -m backdoor_bench.report {shlex.join(given)}".strip())
     except BenchError as error:
         progress.say(f"error: {error}")
         return 1
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(options: argparse.Namespace) -> None:
+def _report(options: argparse.Namespace, made: str) -> None:
     from backdoor_bench.report import beside, frame, layout, published, ranking, summary
 
     kind = options.format or (SUFFIXES.get(options.out.suffix, "terminal") if options.out else "terminal")
@@ -86,6 +87,8 @@ def _report(options: argparse.Namespace) -> None:
 
         everything(records, options.figures)
     notes = records.notes() if records else []
+    if kind != "terminal":
+        notes.append(made)
     cells = summary.cells(records.runs) if records else None
     if options.table is not None:
         _write(kind, options.out, [beside.table(options.table, cells)], notes)

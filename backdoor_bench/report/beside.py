@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import backdoor_bench
 from backdoor_bench.report import published
-from backdoor_bench.report.layout import NAMES, Cell, Column, Row, Table, counted, value
+from backdoor_bench.report.layout import NAMES, WEAK, Cell, Column, Row, Table, counted, value
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -35,7 +35,7 @@ def table(name: str, cells: DataFrame | None = None) -> Table:
     Raises:
         ConfigError: no such table; close matches are named.
     """
-    return _table(name, None if cells is None else published.Ours(cells), only_ours=False)
+    return _table(name.replace("_table", "_"), None if cells is None else published.Ours(cells), only_ours=False)
 
 
 def _table(name: str, ours: published.Ours | None, only_ours: bool) -> Table:
@@ -71,7 +71,9 @@ def _table(name: str, ours: published.Ours | None, only_ours: bool) -> Table:
         if c not in varying and rows[c].notna().any()
     )
     title = f"{about['paper']}, {_called(about['table'])}: {about['title']} ({fixed})"
-    return Table(f"published_{name}", title, columns, body, [*_notes(name, compared), *legend.lines()])
+    weak = any(match.cell["weak"] for _, matches in lines for match in matches)
+    said = [f"{WEAK} weak attack: the victim's ASR is too low to tell defenses apart."] * weak
+    return Table(f"published_{name}", title, columns, body, [*_notes(name, compared), *said, *legend.lines()])
 
 
 def _ordered(rows: DataFrame) -> list[dict[str, Any]]:
@@ -133,8 +135,10 @@ def _notes(name: str, compared: bool) -> list[str]:
     if compared:
         notes.append("Ours: mean in percent over n runs. Differences in points, only where ours is the same object.")
     else:
-        sweep = any((root / "multirun_sweeps" / "sweep" / f"{name}.yaml").is_file() for root in _roots())
-        run = f"; make some: python -m backdoor_bench +sweep={name}" if sweep else ""
+        paper, _, number = name.partition("_")
+        sweep = f"{paper}_table{number}" if number.isdigit() else name
+        there = any((root / "multirun_sweeps" / "sweep" / f"{sweep}.yaml").is_file() for root in _roots())
+        run = f"; make some: python -m backdoor_bench +sweep={sweep}" if there else ""
         notes.append(f"No run of ours corresponds to a row of it yet{run}.")
     return notes
 

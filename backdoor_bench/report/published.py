@@ -45,11 +45,15 @@ def names() -> list[str]:
 
 @cache
 def table(name: str) -> tuple[Found, DataFrame]:
-    """A published table: its row of ``tables.csv``, and its rows with ``recomputed_acc _asr _der`` added.
+    """A published table by name (``unibp_1``, or as its sweep is called, ``unibp_table1``).
+
+    Returns:
+        Its row of ``tables.csv``, and its rows with ``recomputed_acc _asr _der`` added; do not change them.
 
     Raises:
         ConfigError: no table of this name holds metrics.
     """
+    name = name.replace("_table", "_")
     if name not in names():
         raise unknown("published table", name, names())
     paper, _, number = name.partition("_")
@@ -158,7 +162,7 @@ class Ours:
 
 def _match(row: Found, cell: Found, objects: Mapping[str, Found]) -> Match:
     victim = {**label.flat(cell["attack_options"]), **label.flat(cell["victim_options"])}
-    if cell["width"] == cell["width"]:  # null is not itself
+    if isinstance(cell["width"], int):
         victim["width"] = cell["width"]
     defense = label.flat(cell["defense_options"])
     other = {}
@@ -185,7 +189,8 @@ def _differences(paper: str, method: str, options: Found) -> list[str]:
         option, printed = line["option"], line["published"]
         value = options.get(option, options.get(f"{option}._target_", options))
         if value is not options and not _equal(printed, value):
-            shown = str(value).rpartition(".")[2] if isinstance(value, str) else f"{value:g}"
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            shown = f"{value:g}" if number else str(value).rpartition(".")[2]
             found.append(f"{option.removeprefix('recipe.')} {shown} (published {printed})")
     return found
 

@@ -163,6 +163,14 @@ def test_units_resnet18_is_the_cifar_one(write: Write, folder: Path) -> None:
     assert list(match.other) == ["architecture"]
 
 
+def test_unibps_other_networks_start_from_imagenet(write: Write, folder: Path) -> None:
+    asked = row("unibp_4", architecture="vgg19_bn", defense="none")
+    for pretrained, other in ((False, ["architecture"]), (True, [])):
+        write(architecture="vgg19_bn", config__model={"_target_": "VGG19BN", "pretrained": pretrained})
+        (match,) = published.Ours(cells(folder)).matches(asked)
+        assert list(match.other) == other
+
+
 def test_the_published_gradprune_knows_the_trigger(write: Write, folder: Path) -> None:
     write(key="a", defense="gradprune_oracle", assumes=["trigger"], spc=10, clean_ratio=None)
     write(key="b", defense="gradprune", spc=10, clean_ratio=None)
@@ -210,6 +218,12 @@ def test_every_table_can_be_made() -> None:
         table = beside.table(name)
         assert table.rows
         assert {len(r.cells) for r in table.rows} == {len(table.columns)}
+
+
+def test_a_table_may_be_called_as_its_sweep_and_says_how_to_fill_it() -> None:
+    table = beside.table("unibp_table1")
+    assert table.name == "published_unibp_1"
+    assert any("python -m backdoor_bench +sweep=unibp_table1" in note for note in table.notes)
 
 
 def test_an_unknown_table_names_close_ones() -> None:
