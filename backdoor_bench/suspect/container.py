@@ -25,7 +25,7 @@ SAFE_DTYPES = {
 }  # fmt: skip
 LIMIT_BYTES = 4 * GIB
 LIMIT_PICKLE = 64 * 2**20
-LIMIT_HEADER = 32 * 2**20
+LIMIT_HEADER = 8 * 2**20
 LIMIT_MEMBERS = 100_000
 
 END_OF_ZIP = b"PK\x05\x06"
@@ -125,22 +125,22 @@ def _zip(file: BinaryIO, size: int) -> Container:
     end = file.read(22)
     if end[:4] != END_OF_ZIP or end[20:] != b"\0\0":
         raise Refused("its zip directory is not at the end of the file; torch.save puts it there")
-    if int.from_bytes(end[12:16], "little") > LIMIT_HEADER and end[12:16] != b"\xff" * 4:
+    if _directory_size(file, end) > LIMIT_HEADER:
         raise Refused(f"its zip directory is larger than {readable(LIMIT_HEADER)}")
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             _check_members(members, size)
             sizes = {member.filename: member.file_size for member in members}
-            pickles = {}
-            for name in sizes:
-                if name.endswith(".pkl"):
-                    if sizes[name] > LIMIT_PICKLE:
-                        raise Refused(f"its {name} declares {readable(sizes[name])}; a pickle of tensors is small")
-                    pickles[name] = trace(io.BytesIO(archive.read(name)))
+            names = [name for name in sizes if name.endswith(".pkl")]
+            if sum(sizes[name] for name in names) > LIMIT_PICKLE:
+                raise Refused(
+                    f"its pickles have {readable(sum(sizes[name] for name in names))}; those of tensors are small"
+                )
+            pickles = {name: trace(io.BytesIO(archive.read(name))) for name in names}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, UnicodeError) as error:
         raise Refused(f"it is a damaged zip file ({error})") from None
-    code = tuple(name for name in sizes if "/code/" in name and not name.endswith(".debug_pkl"))
+    code = tuple(name for name in sizes if _is_code(name))
     if code or any(name.split("/")[-1] == "constants.pkl" for name in sizes):
         return Container(TORCHSCRIPT, size, pickles, sizes, code=code)
     if not any(name.split("/")[-1] == "data.pkl" for name in sizes):
@@ -148,26 +148,44 @@ def _zip(file: BinaryIO, size: int) -> Container:
     return Container(ZIP, size, pickles, sizes)
 
 
+def _directory_size(file: BinaryIO, end: bytes) -> int:
+    """Bytes of the zip directory, which is held in memory; large files have the number in a record of its own."""
+    if end[12:16] != b"\xff" * 4:
+        return int.from_bytes(end[12:16], "little")
+    file.seek(-42, os.SEEK_END)
+    locator = file.read(20)
+    if locator[:4] != b"PK\x06\x07":
+        raise Refused("its zip directory cannot be found")
+    file.seek(int.from_bytes(locator[8:16], "little") & (2**62 - 1))
+    return int.from_bytes(file.read(56)[40:48], "little")
+
+
 def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
     """torch.save compresses nothing, so a member cannot be larger than the file, nor all of them together."""
     names = [member.filename for member in members]
     if len(names) > LIMIT_MEMBERS:
         raise Refused(f"it has {len(names):,} zip members, more than {LIMIT_MEMBERS:,}")
-    if len(set(names)) < len(names):
+    if len({name.lower() for name in names}) < len(names):  # torch's reader tells no case
         raise Refused("two of its zip members have the same name")
     for member in members:
         parts = member.filename.replace("\\", "/").split("/")
         if member.filename.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
             raise Refused(f"its zip member {member.filename!r} points outside the archive")
         packed = member.compress_type != zipfile.ZIP_STORED or bool(member.flag_bits & 1)
-        if packed and "/code/" not in member.filename:  # TorchScript compresses its program text, which is not read
+        if packed and not _is_code(member.filename):  # TorchScript compresses its program text, which is not read
             raise Refused(
                 f"its zip member {member.filename!r} is compressed or encrypted and declares "
                 f"{readable(member.file_size)}; torch.save does neither"
             )
+    if len({name.partition("/")[0] for name in names}) > 1:
+        raise Refused("its zip members lie in more than one folder; torch.save makes one")
     declared = sum(member.compress_size for member in members)
-    if declared > size or any(member.file_size > size for member in members if "/code/" not in member.filename):
+    if declared > size or any(member.file_size > size for member in members if not _is_code(member.filename)):
         raise Refused(f"its zip members declare {readable(declared)}, and the file has {readable(size)}")
+
+
+def _is_code(name: str) -> bool:
+    return "/code/" in name and not name.endswith(".pkl")
 
 
 def _safetensors(file: BinaryIO, size: int) -> Container:

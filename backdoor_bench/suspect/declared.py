@@ -90,6 +90,7 @@ def check(container: Container) -> None:
     if container.kind == LEGACY and len(container.pickles) < 5:
         raise Refused("it is a plain pickle, and torch.save did not write it")
     storages: dict[str, int] = {}
+    members = {name.partition("/data/")[2]: size for name, size in container.sizes.items()}
     for trace in container.pickles.values():
         for reference in trace.references:
             storage = _storage(reference)
@@ -99,7 +100,7 @@ def check(container: Container) -> None:
                 _check_extent(call)
     for key, declared in storages.items():
         # A zip file has one member per storage; of the legacy format only the sum is known before reading.
-        there = next((size for name, size in container.sizes.items() if name.endswith(f"/data/{key}")), 0)
+        there = members.get(key, 0)
         if container.kind != LEGACY and declared > there:
             raise Refused(f"its storage {key} declares {readable(declared)}, and the file has {readable(there)} of it")
     if sum(storages.values()) > container.bytes:
@@ -197,6 +198,8 @@ def _objection(call: Call) -> str | None:
         return None if shape_fits else f"{name} in an unusual way"
     if name == "numpy.dtype":
         fits = bool(arguments) and isinstance(arguments[0], str) and NUMPY_DTYPE.fullmatch(arguments[0])
+        # Subarrays, fields and metadata: what an array of numbers has none of.
+        fits = fits and all(isinstance(state, tuple) and not any(state[2:5]) for state in call.states)
         return None if fits else f"{name} in an unusual way"
     return None if NUMPY.fullmatch(name) else name
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -80,9 +81,9 @@ def archive(
     return build
 
 
-def legacy(data: bytes) -> Callable[[Path], None]:
+def legacy(data: bytes, count: int = 1) -> Callable[[Path], None]:
     head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
-    return raw(b"".join([*head, data, pickle.dumps(["0"], 2), struct.pack("<q", 1), b"\0" * 4]))
+    return raw(b"".join([*head, data, pickle.dumps(["0"], 2), struct.pack("<q", count), b"\0" * 4]))
 
 
 def tensors_file(header: Any, data: bytes = b"", length: int | None = None) -> Callable[[Path], None]:
@@ -92,6 +93,17 @@ def tensors_file(header: Any, data: bytes = b"", length: int | None = None) -> C
 
 def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def _with_member(name: str) -> Callable[[Path], None]:
+    """A second storage "0", larger than the first."""
+
+    def build(path: Path) -> None:
+        archive(tensor_pickle(1000, (1000,)))(path)
+        with zipfile.ZipFile(path, "a") as target:
+            target.writestr(name, b"\0" * 4000)
+
+    return build
 
 
 def overlapping_zip(path: Path) -> None:
@@ -134,6 +146,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "10 GB tensor": (archive(tensor_pickle(1, (25 * BILLION // 10,))), "9.31 GiB"),
     "10 GB tensor, legacy": (legacy(tensor_pickle(1, (25 * BILLION // 10,))), "9.31 GiB"),
     "10 GB by strides": (archive(tensor_pickle(1, (50_000, 50_000, 1), (0, 0, 0))), "9.31 GiB"),
+    "10 GB raw, legacy": (legacy(tensor_pickle(), 10 * BILLION), "torch.load with weights_only=True refuses it"),
+    "array with fields": (saved(lambda path: {"x": np.zeros(2, [("a", "f4")])}), "numpy.dtype in an unusual way"),
     "far offset": (archive(tensor_pickle(1, (1,), (1,), 10 * BILLION)), "over a storage of 4 bytes"),
     "negative stride": (archive(tensor_pickle(1, (1,), (-1,))), "no shape, stride or offset"),
     "endless shape": (archive(tensor_pickle(1, (2**60,))), "no shape, stride or offset"),
@@ -143,6 +157,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "overlapping members": (overlapping_zip, "zip"),
     "path traversal": (archive(tensor_pickle(), name="../../etc/passwd"), "points outside the archive"),
     "absolute path": (archive(tensor_pickle(), name="/etc/passwd"), "points outside the archive"),
+    "two folders": (_with_member("b/data/0"), "more than one folder"),
+    "names that differ in case": (_with_member("a/DATA/0"), "the same name"),
     "zip comment": (lambda path: archive(tensor_pickle())(path) or _append_comment(path), "not at the end"),
     "not torch's zip": (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "x"), "zip"),
     "half a zip": (lambda path: archive(tensor_pickle())(path) or path.write_bytes(path.read_bytes()[:80]), "zip"),
