@@ -46,8 +46,9 @@ class DefenderView:
 
     @property
     def example(self) -> Tensor:
-        """Two images, (2, 3, H, W) float, to look at a network with; see :mod:`anatomy`."""
-        return self.numerics.images(self.train.images[:1].expand(2, -1, -1, -1))
+        """Two grey images of the data's size, (2, 3, H, W) float, to look at a network with; see :mod:`anatomy`."""
+        images = self.train.images
+        return self.numerics.images(images.new_full((2, *images.shape[1:]), 127))
 
     @property
     def trigger(self) -> Trigger:
