@@ -150,7 +150,7 @@ class Composer:
         return self.is_group(override.lstrip("+~").partition("=")[0])
 
     def _fill_alone(self, name: str, given: tuple[str, ...], base: tuple[str, ...]) -> bool:
-        # Hydra lets no nested defaults list interpolate other groups' choices, so overriding them is all that it can do.
+        # Hydra lets no nested defaults list interpolate the choices of other groups: it can only override them.
         before = {(d.config_path, d.package) for d in self._defaults(base)}
         for default in self._defaults((*base, *given)):
             if (default.config_path, default.package) in before:

@@ -100,7 +100,9 @@ class GridSweeper(Sweeper):
         constants, axes = split(arguments, grid.axes)
         hydra_overrides = list(self._config.hydra.overrides.hydra)
         composer = Composer(
-            self._context.config_loader, [*hydra_overrides, *constants.values()], str(self._config.hydra.job.config_name)
+            self._context.config_loader,
+            [*hydra_overrides, *constants.values()],
+            str(self._config.hydra.job.config_name),
         )
         grid = grid.with_axes(axes, constants)
         if not grid.axes:

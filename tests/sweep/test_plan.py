@@ -191,7 +191,7 @@ def test_a_data_set_that_is_not_here_is_counted_with_how_to_get_it(plan, make_co
         ({"dataset": ["digit"]}, r"unknown dataset 'digit'\. Did you mean digits"),
         ({"preset": ["evidenc"]}, r"unknown preset 'evidenc'\. Did you mean evidence"),
         ({"repetitions": [0]}, r"unknown axis 'repetitions'\. Did you mean repetition"),
-        ({"attack.poisoning_ration": [0.1]}, r"unknown axis 'attack\.poisoning_ration'\. Did you mean attack\.poisoning_r"),
+        ({"attack.poisoning_ration": [0.1]}, r"'attack\.poisoning_ration'\. Did you mean attack\.poisoning_ratio"),
         ({"defense.epoch": [1]}, r"unknown axis 'defense\.epoch'\. Did you mean defense\.epochs"),
         ({"recipe.epoch": [1]}, r"unknown axis 'recipe\.epoch'"),
         ({"attack.poisoning_ratio": ["ten"]}, r"digits badnet none poisoning_ratio=ten: "),
