@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from backdoor_bench import config as configuration
 from backdoor_bench import overrides, progress
 from backdoor_bench.errors import BenchError
+from backdoor_bench.sweep import launcher, sweeper
 
 JOB = "job.json"
 
@@ -103,13 +104,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ready.insert(first, f"hydra.searchpath=[file://{sweeps}]")
     command = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)
     before, sys.argv = sys.argv, [sys.argv[0], *ready]
+    sweeper.outcomes.clear()
+    launcher.outcomes.clear()
     try:
         command()
     finally:
         sys.argv = before
+    _outcomes.extend(launcher.outcomes)
     if any("multirun" in outcome for outcome in _outcomes):
         table.print_jobs(_outcomes)
-    return int(any(outcome["status"] != "ok" for outcome in _outcomes))
+    failed = any(outcome["status"] != "ok" for outcome in _outcomes)
+    for outcome in sweeper.outcomes:
+        if isinstance(outcome, Exception):
+            explain(outcome)
+    return max([int(failed), *(1 if isinstance(outcome, Exception) else outcome for outcome in sweeper.outcomes)])
 
 
 if __name__ == "__main__":
