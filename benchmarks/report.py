@@ -11,7 +11,9 @@ import json
 import os
 import platform
 import random
+import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,7 +97,21 @@ def step(name: str, folder: Path) -> dict[str, Any]:
         text = render_html.page([("Ranking", list(ranking.tables(records.runs)))], records.notes(), cells, records.runs)
         (folder / "page.html").write_text(text)
         facts["bytes"] = len(text.encode())
+        return _taken(started) | facts | {"opens_in_ms": opens(folder / "page.html")}
     return _taken(started) | facts
+
+
+def opens(page: Path) -> list[int] | None:
+    """Milliseconds from asking for the page until its script has drawn it, three times; None without a browser."""
+    browser = shutil.which("chromium")
+    found = []
+    for _ in range(3 if browser else 0):
+        with tempfile.TemporaryDirectory() as profile:
+            command = [str(browser), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+                       "--no-first-run", f"--user-data-dir={profile}", "--dump-dom", f"file://{page.resolve()}"]  # fmt: skip
+            document = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found += [int(ms) for ms in re.findall(r'data-ready="(\d+)"', document)]
+    return found or None
 
 
 def _taken(started: float) -> dict[str, Any]:

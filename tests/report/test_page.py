@@ -125,7 +125,7 @@ def table(document: str) -> list[list[str]]:
 def test_a_browser_filters_and_sorts(opened: Callable[..., tuple[str, str]]) -> None:
     document, console = opened("attack=badnet&sort=-asr")
     assert console == ""
-    assert 'data-ready="true"' in document
+    assert re.search(r'data-ready="\d+"', document)
     head, *rows = table(document)
     assert head[:2] == ["attack", "defense"]
     assert [row[0] for row in rows] == ["badnet"] * 3

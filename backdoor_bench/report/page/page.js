@@ -300,5 +300,5 @@
   buildFilters();
   fromAddress();
   draw();
-  document.documentElement.dataset.ready = "true";
+  document.documentElement.dataset.ready = String(Math.round(performance.now())); // ms since the page was asked for
 })();
