@@ -117,7 +117,7 @@ class Margin(Finding):
             panel.bar(range(len(values)), list(values), 0.75, color=["#D55E00" if mark else "#B0B0B0" for mark in own],
                       hatch=["////" if mark else "" for mark in own], edgecolor="#404040", linewidth=0.5)  # fmt: skip
             p = found[name]["p_value"]
-            panel.set_title(f"{name}: p = {p:.2g}" if p is not None else name)
+            panel.set_title(name if p is None else f"{name}: p < 1e-10" if p < 1e-10 else f"{name}: p = {p:.2g}")
             if len(values) <= 20:
                 panel.set_xticks(range(len(values)), self.class_names, rotation=60, ha="right")
             panel.grid(axis="x", visible=False)
@@ -129,7 +129,7 @@ class Margin(Finding):
         known = "" if self.target is None else "; hatched: the true target label, which the statistic does not know"
         return [
             f"For each class the best of {STARTS} random images after up to {STEPS} steps of gradient ascent{known}",
-            f"p: that the largest comes from the Gamma distribution of the others; MM-BD raises an alarm at {ALARM:g}",
+            f"The p-value: that the largest comes from the Gamma distribution of the others; MM-BD alarms at {ALARM:g}",
         ]
 
 

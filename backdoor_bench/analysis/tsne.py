@@ -76,7 +76,7 @@ class Tsne(Finding):
         rows = -(-len(self.points) // columns)
         figure, panels = style.canvas(rows, columns, 2.7, 2.7)
         shown = sorted(set(self.labels))
-        looks = {label: how for label, how in zip(shown, style.steps(len(shown)), strict=True)}
+        looks = {label: how for label, how in zip(shown, style.classes(len(shown)), strict=True)}
         labels = np.array(self.labels)
         for panel in [panel for row in panels for panel in row][len(self.points) :]:
             panel.set_axis_off()
@@ -84,11 +84,11 @@ class Tsne(Finding):
             clean, marked = points[: len(labels)], points[len(labels) :]
             for label, how in looks.items():
                 own = clean[labels == label]
-                panel.scatter(own[:, 0], own[:, 1], s=7, color=how.color, alpha=0.75, linewidths=0, rasterized=True)
+                panel.scatter(own[:, 0], own[:, 1], s=9, color=how.color, marker=how.marker, alpha=0.7, linewidths=0)
                 middle = own[np.square(own - np.median(own, 0)).sum(1).argmin()]  # a point of the class, not a gap
                 box = {"facecolor": "white", "alpha": 0.75, "pad": 0.5, "linewidth": 0}
                 panel.text(*middle, self.class_names[label], fontsize=6.5, ha="center", va="center", bbox=box, zorder=4)
-            panel.scatter(marked[:, 0], marked[:, 1], s=14, marker="x", color="#D55E00", linewidths=0.8, zorder=3)
+            panel.scatter(marked[:, 0], marked[:, 1], s=14, marker="x", color="black", linewidths=0.8, zorder=3)
             panel.set(xticks=[], yticks=[], title=f"{name}: {100 * self.shares[name]['target']:.0f} % near the target")
             panel.grid(False)
             panel.spines[["top", "right"]].set_visible(True)
@@ -107,7 +107,8 @@ def analyse(study: Study) -> Tsne:
     """The victim and each purified network."""
     triggered = study.triggered
     some = max(2, len(study.images) // TRIGGERED_SHARE)
-    marked, wanted, true = triggered.data.images[:some], triggered.attack_labels[:some], triggered.data.labels[:some]
+    chosen = torch.linspace(0, len(triggered.data) - 1, min(some, len(triggered.data))).long()  # of every class
+    marked, wanted, true = triggered.data.images[chosen], triggered.attack_labels[chosen], triggered.data.labels[chosen]
     points, shares = {}, {}
     for name, network in study.networks.items():
         clean = _features(study, network, study.images.images)

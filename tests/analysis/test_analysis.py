@@ -106,6 +106,10 @@ def test_the_victim_itself_is_not_changed(study: Study) -> None:
     assert all(torch.equal(value, before[key]) for key, value in study.victim.network.state_dict().items())
 
 
+def test_marked_points_are_of_every_class(study: Study) -> None:
+    assert set(tsne.analyse(study).true) == set(study.triggered.data.labels.tolist())
+
+
 def test_poison_unlearning_forgets_the_trigger(study: Study) -> None:
     found = unlearning.analyse(study)
     wanted = study.data.num_classes * 0  # the target label of the victim

@@ -9,6 +9,7 @@ import numpy as np
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.report.figure import pick, style
 from backdoor_bench.report.figure.box import spread
+from backdoor_bench.report.figure.curve import swept
 from backdoor_bench.report.frame import Records
 
 if TYPE_CHECKING:
@@ -23,12 +24,15 @@ MACHINE = {"device": "", "threads": " thread(s)", "precision": "", "architecture
 def draw_architecture(records: Records, weak: bool = False) -> Figure:
     """ASR and ACC after each defense by architecture: bars are means, points runs."""
     picked = pick.pick(records, ("asr", "acc"), weak=weak)
-    runs = picked.runs
-    kinds = pick.ordered(runs.architecture)
-    if len(kinds) < 2:
+    chosen = swept(picked.runs, "architecture", ["width", "victim_options"])
+    if not chosen.any():
         raise ConfigError(
-            f"bars by architecture need two, and these runs have {', '.join(kinds)}; run another, as in model=vgg19_bn"
+            "bars by architecture need runs that differ in nothing else, and these have "
+            f"{', '.join(pick.ordered(picked.runs.architecture))}; run another, as in model=vgg19_bn"
         )
+    left_out = [f"{int((~chosen).sum()):,} in a setting of one architecture not shown"] * bool((~chosen).any())
+    runs = picked.runs[chosen]
+    notes, kinds = [f"{len(runs):,} runs", *picked.notes[1:], *left_out], pick.ordered(runs.architecture)
     panels, names = pick.facets(runs, ("dataset", "attack")), pick.defenses(runs)
     share = 0.8 / len(names)
     with style.printed():
@@ -40,7 +44,7 @@ def draw_architecture(records: Records, weak: bool = False) -> Figure:
                     for at, kind in enumerate(kinds):
                         part = facet.runs[(facet.runs.defense == name) & (facet.runs.architecture == kind)]
                         _bar(panel, at - 0.4 + share * (number + 0.5), 0.9 * share, 100 * part[metric], name)
-                panel.set_xticks(range(len(kinds)), kinds)
+                panel.set_xticks(range(len(kinds)), [kind.replace("_", "_\n") for kind in kinds])
                 panel.grid(axis="x", visible=False)
                 if metric == "asr":
                     panel.set_title(facet.title)
@@ -50,7 +54,7 @@ def draw_architecture(records: Records, weak: bool = False) -> Figure:
         style.legend(figure, handles)
         style.title(figure, "ASR and ACC by architecture")
         shown = ["defense", "attack", "dataset", "architecture"]
-        style.footnote(figure, [*picked.notes, "Bars: means, points: runs; no bar: not run",
+        style.footnote(figure, [*notes, "Bars: means, points: runs; no bar: not run",
                                 *pick.pooled(runs, shown), *pick.oracles(runs)])  # fmt: skip
     return figure
 
@@ -88,7 +92,7 @@ def draw_time(records: Records) -> Figure:
         style.title(figure, "Time of each defense")
         shown = ["defense", "attack", "poisoning_ratio", "seed", "repetition", *MACHINE]
         load = "Bars: medians, points: runs; wall seconds as recorded, whatever else the machine did"
-        where = [] if varying else [_machine(list(MACHINE), [runs[column].iloc[0] for column in MACHINE])]
+        where = [] if varying else ["On " + _machine(list(MACHINE), [runs[column].iloc[0] for column in MACHINE])]
         style.footnote(figure, [*picked.notes, load, *where, *pick.pooled(runs, shown), *pick.oracles(runs)])
     return figure
 

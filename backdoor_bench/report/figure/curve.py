@@ -46,7 +46,9 @@ def draw_poisoning_ratio(records: Records) -> Figure:
 
     example = "-m +attack=badnet +defense=ft attack.poisoning_ratio=0.01,0.1"
     runs, single = _several(picked.runs, "poisoning_ratio", "poisoning ratios", example)
-    notes = [_count(runs), *picked.notes[1:], *single]
+    weak = int(runs.weak_attack.sum())
+    rest = [note for note in picked.notes[1:] if "weak attacks" not in note]
+    notes = [_count(runs), *[f"{weak:,} of them on weak attacks"] * bool(weak), *rest, *single]
     victims = runs.drop_duplicates("victim").assign(defense=style.NO_DEFENSE, assumes="")
     victims = victims.assign(asr=victims.before_asr, acc=victims.before_acc)
     runs = pd.concat([runs, victims], ignore_index=True)
@@ -102,7 +104,9 @@ def draw_budget(records: Records, weak: bool = False) -> Figure:
         )
     runs = runs[budgets]
     # Runs of one budget stand at its mean share, or the line would run back and forth over repetitions.
-    runs["share"] = runs.groupby(["dataset", "architecture", "attack", "defense_options"]).share.transform("mean")
+    runs["share"] = (
+        runs.groupby(["dataset", "architecture", "attack", "defense_options"]).share.transform("mean").round(9)
+    )
     notes = [_count(runs), *picked.notes[1:], "Share of what the defense ranks: " + _denominators(runs)]
     axis = ("pruned, %", 100.0)
     title = "ASR and ACC against the pruning budget"

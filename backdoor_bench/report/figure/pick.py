@@ -19,6 +19,8 @@ SETTINGS = {
     "repetition": "repetition",
 }  # fmt: skip
 """What may differ between runs of one defense, by column, as a footnote calls it."""
+OWNERS = {"defense_options": "defense", "attack_options": "attack", "victim_options": "architecture"}
+"""Options differ from method to method; what counts is whether they do so within one."""
 LABELS = {"asr": "ASR %", "ra": "RA %", "acc": "ACC %", "rdr": "RDR %", "arr": "ARR %", "der": "DER %"}
 MOST_PANELS = 9
 DAGGER = "†"
@@ -101,8 +103,8 @@ def pooled(runs: DataFrame, shown: Iterable[str]) -> list[str]:
         hidden.pop("width", None)
     parts = []
     for column, words in hidden.items():
-        if column in ("defense_options", "attack_options"):
-            of = runs.groupby(column.removesuffix("_options"))[column].nunique()
+        if column in OWNERS:
+            of = runs.groupby(OWNERS[column])[column].nunique()
             names = list(of.index[of > 1])
             parts += [f"{words} of {', '.join(names)}"] * bool(names)
         elif (count := runs[column].nunique(dropna=False)) > 1:
@@ -111,8 +113,9 @@ def pooled(runs: DataFrame, shown: Iterable[str]) -> list[str]:
 
 
 def _same(runs: DataFrame) -> str:
-    first = runs.iloc[0]
-    return f"All {first.variant}, {first.architecture}, seed {first.seed}, preset {first.preset}"
+    words = {"variant": "", "architecture": "", "seed": "seed ", "preset": "preset "}
+    one = {column: prefix for column, prefix in words.items() if runs[column].nunique() == 1}
+    return "All " + ", ".join(f"{prefix}{runs[column].iloc[0]}" for column, prefix in one.items())
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,11 @@ def look(name: str) -> Look:
     )
 
 
+def classes(count: int) -> list[Look]:
+    """Looks of things without an order and a name that matters, as a data set's classes: pairs of colour and marker."""
+    return [Look(COLORS[n % len(COLORS)], MARKERS[n % len(MARKERS)], "", "-") for n in range(count)]
+
+
 def steps(count: int) -> list[Look]:
     """Looks of values that have an order and no name of their own (ratios, regimes): from dark to light."""
     import matplotlib
@@ -136,7 +141,7 @@ def _wrapped(figure: Figure, place: str, text: str, fontsize: float, **options: 
 
 def legend(figure: Figure, handles: Sequence[Any], title: str | None = None) -> None:
     """One legend for all panels, right of them."""
-    figure.legend(handles=list(handles), loc="outside right upper", title=title, title_fontsize=7, alignment="left")
+    figure.legend(handles=list(handles), loc="outside right center", title=title, title_fontsize=7, alignment="left")
 
 
 def handle(name: str, how: Look, filled: bool = False) -> Any:
