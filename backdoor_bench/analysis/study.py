@@ -112,8 +112,11 @@ class Study:
     def caption(self) -> list[str]:
         """What the victim is, for a footnote."""
         plan, measured = self.plan, self.victim.measurement
-        ratio = f", poisoning ratio {100 * self.victim.ratio:g} %" if plan.attack else ""
-        lines = [f"Victim: {plan.attack or 'no attack'}{ratio}, {plan.manifest.variant}, {plan.architecture}, "
+        ratio = (
+            "" if self.victim.ratio is None or not plan.attack else f", poisoning ratio {100 * self.victim.ratio:g} %"
+        )
+        source = "" if plan.given is None else f" (from {plan.given.path.name})"
+        lines = [f"Victim: {plan.attack or 'no attack'}{source}{ratio}, {plan.manifest.variant}, {plan.architecture}, "
                  f"preset {plan.config['preset']['name']}, seed {plan.config['seed']}"]  # fmt: skip
         if measured.asr is None:
             return [*lines, f"ACC {100 * measured.acc:.1f} %"]

@@ -87,7 +87,16 @@ class Tsne(Finding):
                 panel.scatter(own[:, 0], own[:, 1], s=9, color=how.color, marker=how.marker, alpha=0.7, linewidths=0)
                 middle = own[np.square(own - np.median(own, 0)).sum(1).argmin()]  # a point of the class, not a gap
                 box = {"facecolor": "white", "alpha": 0.75, "pad": 0.5, "linewidth": 0}
-                panel.text(*middle, self.class_names[label], fontsize=6.5, ha="center", va="center", bbox=box, zorder=4)
+                panel.text(
+                    float(middle[0]),
+                    float(middle[1]),
+                    self.class_names[label],
+                    fontsize=6.5,
+                    ha="center",
+                    va="center",
+                    bbox=box,
+                    zorder=4,
+                )
             panel.scatter(marked[:, 0], marked[:, 1], s=14, marker="x", color="black", linewidths=0.8, zorder=3)
             panel.set(xticks=[], yticks=[], title=f"{name}: {100 * self.shares[name]['target']:.0f} % near the target")
             panel.grid(False)

@@ -112,7 +112,8 @@ def _times(panel: Axes, runs: DataFrame, names: list[str]) -> None:
         how, seconds = style.look(name), runs.defense_seconds[runs.defense == name].to_numpy()
         seconds = np.maximum(seconds, 1e-3)
         panel.barh(at, np.median(seconds), 0.7, color=style.soft(how.color), edgecolor=how.color, hatch=how.hatch)
-        panel.scatter(seconds, at + spread(len(seconds), 0.3), s=6, color="black", linewidths=0, zorder=3)
+        crowd = len(seconds) > 500
+        panel.scatter(seconds, at + spread(len(seconds), 0.3), s=6, c="black", linewidths=0, zorder=3, rasterized=crowd)
         panel.annotate(_seconds(float(np.median(seconds))), (float(seconds.max()), at), xytext=(5, 0),
                        textcoords="offset points", va="center", fontsize=6.5)  # fmt: skip
     counts = runs.defense.value_counts()

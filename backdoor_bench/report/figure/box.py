@@ -103,7 +103,7 @@ def _box(panel: Axes, values: NDArray[np.float64], place: float, width: float, h
 
 def spread(count: int, width: float) -> NDArray[np.float64]:
     """(count,) offsets in [-width/2, width/2] that keep points apart: the golden ratio's multiples, no random draw."""
-    return ((0.5 + np.arange(count) * 0.6180339887498949) % 1 - 0.5) * width
+    return np.asarray(((0.5 + np.arange(count) * 0.6180339887498949) % 1 - 0.5) * width, dtype=np.float64)
 
 
 def consistency(runs: DataFrame) -> list[str | None]:

@@ -41,7 +41,8 @@ def draw_density(records: Records, weak: bool = False) -> Figure:
     with style.printed():
         figure, panels = style.canvas(1, 2, 3.2, 2.8)
         counts = [density(x, 100 * runs[price].to_numpy(), CELL) for price in PRICES]
-        norm = LogNorm(1, max(2, *(int(count.max()) for count in counts)))
+        most = max(2, *(int(count.max()) for count in counts))
+        norm = LogNorm(1, most)
         for panel, price, count in zip(panels[0], PRICES, counts, strict=True):
             order = count.argsort(kind="stable")  # the crowded ones on top
             shown = panel.scatter(
@@ -53,7 +54,7 @@ def draw_density(records: Records, weak: bool = False) -> Figure:
             panel.set_ylabel(pick.LABELS[price])
             panel.set_xlim(-3, 103)
         bar = figure.colorbar(shown, ax=panels[0], aspect=30)
-        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 1000, 10000) if tick <= norm.vmax]
+        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 1000, 10000) if tick <= most]
         bar.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
         bar.minorticks_off()
         bar.set_label("runs near it")

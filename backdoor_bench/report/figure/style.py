@@ -151,7 +151,8 @@ def handle(name: str, how: Look, filled: bool = False) -> Any:
 
     if filled:
         return Patch(facecolor=soft(how.color), edgecolor=how.color, hatch=how.hatch, label=name)
-    return Line2D([], [], color=how.color, marker=how.marker or None, linestyle=how.dash, label=name)
+    dash: Any = how.dash
+    return Line2D([], [], color=how.color, marker=how.marker or None, linestyle=dash, label=name)
 
 
 def soft(color: str, share: float = 0.45) -> tuple[float, float, float]:
