@@ -47,6 +47,7 @@ NETWORKS = ("preact_resnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_larg
 REGIMES = (2, 10, 100)
 RATIOS = (0.01, 0.05, 0.1)
 LIMITS = {"seconds": 30.0, "mib": 2048.0}
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 STEPS = ("read", "compact", "read_compacted", "page")
 
 
@@ -107,8 +108,7 @@ def opens(page: Path) -> list[int] | None:
     found = []
     for _ in range(3 if browser else 0):
         with tempfile.TemporaryDirectory() as profile:
-            command = [str(browser), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-                       "--no-first-run", f"--user-data-dir={profile}", "--dump-dom", f"file://{page.resolve()}"]  # fmt: skip
+            command = [str(browser), *FLAGS, f"--user-data-dir={profile}", "--dump-dom", f"file://{page.resolve()}"]
             document = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found += [int(ms) for ms in re.findall(r'data-ready="(\d+)"', document)]
     return found or None
