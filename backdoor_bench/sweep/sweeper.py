@@ -58,16 +58,19 @@ class GridSweeper(Sweeper):
         options = OmegaConf.to_container(self._config.sweep, resolve=True)
         assert isinstance(options, dict)
         budget, started = seconds_of(options["budget"]), time.monotonic()
-        plan = self.plan(arguments, options)
+        shard = shard_of(options["shard"])
+        keys = None if options["retry"] is None else _keys(Path(options["retry"]))
+        plan = self.plan(arguments, options["only"], shard, keys)
         name = self._name or str(self._config.hydra.runtime.choices.get("sweep") or "sweep")
         plan_table.show(plan, name, time.monotonic() - started, str(self._config.store_dir), options["shard"])
         if options["plan"]:
             return 0
         if plan.absent:
             reason, count = plan.absent.most_common(1)[0]
+            here = ",".join(sorted({str(job.config["dataset"]["name"]) for job in plan.jobs}))
             raise ConfigError(
-                f"{count:,} runs of this sweep need a data set that is not here, so nothing was started: {reason}; or "
-                "leave them out, e.g. sweep.only.dataset=[cifar10]"
+                f"{count:,} runs of this sweep need a data set that is not here, so nothing was started: {reason}"
+                + (f"; or leave them out with sweep.only.dataset=[{here}]" if here else "")
             )
         if not plan.planned and plan.impossible:
             raise ConfigError(f"no run of this sweep can be: {plan.impossible.most_common(1)[0][0]}")
@@ -82,7 +85,13 @@ class GridSweeper(Sweeper):
             **_resources(self._config.hydra.launcher),
         ).exit_status
 
-    def plan(self, arguments: Sequence[str], options: Mapping[str, Any]) -> SweepPlan:
+    def plan(
+        self,
+        arguments: Sequence[str],
+        only: Mapping[str, Any],
+        shard: tuple[int, int] = (1, 1),
+        keys: Collection[str] | None = None,
+    ) -> SweepPlan:
         """The plan of the grid under these overrides of the command line."""
         from backdoor_bench.bench import Bench
         from backdoor_bench.store import Store
@@ -108,11 +117,8 @@ class GridSweeper(Sweeper):
         if not grid.axes:
             raise ConfigError("this sweep has no axes; choose one with +sweep=NAME, or give some: +attack=badnet,wanet")
         groups = {axis.split("@")[0]: composer.options(axis.split("@")[0]) for axis in grid.axes if "." not in axis}
-        grid = grid.with_names(groups).narrowed(options["only"])
-        return make_plan(
-            grid, composer, Bench(Store(str(self._config.store_dir))), shard=shard_of(options["shard"]),
-            keys=None if options["retry"] is None else _keys(Path(options["retry"])),
-        )  # fmt: skip
+        grid = grid.with_names(groups).narrowed(only)
+        return make_plan(grid, composer, Bench(Store(str(self._config.store_dir))), shard=shard, keys=keys)
 
     def _command(self) -> str:
         """What to type to start this sweep again."""
