@@ -27,14 +27,19 @@ EXAMPLES = """examples:
   python -m backdoor_bench.report --out page.html                 a page to filter, sort and hover; needs no network
   python -m backdoor_bench.report --table unibp_1                 a published table, ours beside it
   python -m backdoor_bench.report --runs --out runs.csv status=failed
+  python -m backdoor_bench.report wandb --help                    a W&B dashboard; records sent to W&B later
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 1 with one message if there is nothing to report."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["wandb"]:
+        from backdoor_bench.report import wandb
+
+        return wandb.main(given[1:])
     try:
-        _report(_parser().parse_args(given), f"Made by: python -m backdoor_bench.report {shlex.join(given)}".strip())
+        _report(_parser().parse_intermixed_args(given), f"Made by: python -m backdoor_bench.report {shlex.join(given)}".strip())
     except BenchError as error:
         progress.say(f"error: {error}")
         return 1

@@ -20,7 +20,7 @@ def store(write: Write, folder: Path) -> str:
 
 def test_the_terminal(store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert main([store, "attack=badnet", "--metrics", "acc,der"]) == 0
+    assert main([store, "--metrics", "acc,der", "attack=badnet"]) == 0
     text = capsys.readouterr().out
     assert "1 runs, 1 victims" in text
     assert "81.50" in text  # DER
