@@ -106,8 +106,11 @@ def test_the_victim_itself_is_not_changed(study: Study) -> None:
     assert all(torch.equal(value, before[key]) for key, value in study.victim.network.state_dict().items())
 
 
-def test_marked_points_are_of_every_class(study: Study) -> None:
-    assert set(tsne.analyse(study).true) == set(study.triggered.data.labels.tolist())
+def test_marked_points_are_spread_over_the_test_images(study: Study) -> None:
+    """Stored test sets are often sorted by class: the first ones would all be of one."""
+    labels, found = study.triggered.data.labels, tsne.analyse(study).true
+    assert [found[0], found[-1]] == [int(labels[0]), int(labels[-1])]
+    assert len(found) == 12
 
 
 def test_poison_unlearning_forgets_the_trigger(study: Study) -> None:

@@ -14,6 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 
+from backdoor_bench.analysis.base import ANALYSES
 from backdoor_bench.errors import ConfigError, StoreError
 from backdoor_bench.report.figure import __main__ as command
 from backdoor_bench.report.figure import bar, box, curve, option, pick, scatter, style
@@ -159,7 +160,7 @@ def test_what_is_pooled_is_said() -> None:
     runs = make({"seed": 1}, {"seed": 2, "attack": "blended"}, {"defense_options": "{}"}).ok
     assert pick.pooled(runs, ["defense"]) == ["Pooled over 2 x attack, defense options of ft, 3 x seed"]
     assert pick.pooled(runs, ["defense", "attack", "seed", "defense_options"]) == [
-        "All cifar10, preact_resnet18, seed 1, preset default"
+        "All cifar10, preact_resnet18, preset default"
     ]
 
 
@@ -383,3 +384,12 @@ def test_all_figures_at_once_say_which_have_nothing_to_show(tmp_path: Path, caps
     assert "clean_ratio: a line needs one defense and attack at two clean ratios" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="none of the figures has anything to show"):
         command.write(make({"defense": None}), ["box"], tmp_path, ["svg"], strict=False)
+
+
+def test_the_gallery_shows_every_figure_and_analysis() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "gallery.md").read_text()
+    for name in [*FIGURES, *ANALYSES]:
+        shown = [path for path in (docs / "gallery").glob("*.png") if path.stem.split("_defense.")[0] == name]
+        assert shown, f"docs/gallery has no picture of {name}"
+        assert all(f"gallery/{path.name}" in page and path.stat().st_size < 150_000 for path in shown)
