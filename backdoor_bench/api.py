@@ -74,10 +74,16 @@ class Purified:
             lines.append(f"  {stage.name:<{width}}  {stage.seconds:6.1f} s  {details}".rstrip())
         accuracy = f"{percent(self.before)} % before, {percent(self.after)} % after, on the held-out images"
         lines.append(f"ACC {accuracy if self.validation else 'not measured: no image was held out'}")
+        if self._accuracy.warning:
+            lines.append(f"warning: {self._accuracy.warning}")
         lines.append("ASR not measured: that takes the attacker's trigger")
         return "\n".join(lines)
 
     __str__ = summary
+
+    @property
+    def _accuracy(self) -> Accuracy:
+        return Accuracy("clean images that were held out from training", self.validation, self.before, self.after)
 
     def save(self, path: str | Path, replace: bool = False) -> Path:
         """Write the network to ``.safetensors`` (see :func:`load_purified`), ``.ts`` or ``.pt2``, and a card beside it.
@@ -94,8 +100,7 @@ class Purified:
         }[target.suffix].replace("PATH", repr(target.name))
         card = Card(
             target.name, self.defense, self.facts, [vars(stage) for stage in self.stages],
-            Accuracy("clean images that were held out from training", self.validation, self.before, self.after),
-            f"```python\nimport {'backdoor_bench' if weights else 'torch'}\n\n{usage}\n```",
+            self._accuracy, f"```python\nimport {'backdoor_bench' if weights else 'torch'}\n\n{usage}\n```",
         )  # fmt: skip
         assert self.example is not None
         export.write(self.network, target, card.markdown(), self.example)

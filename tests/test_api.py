@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,8 @@ assert "backdoor_bench" not in sys.modules
 """
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_programs_agree_with_the_network(bounded, images, tmp_path) -> None:
     """TorchScript and .pt2, bounds included, for any number of images, without a class of ours."""
     inputs = (images[:7] - 0.4) / 0.2 * 3
@@ -343,6 +346,12 @@ def test_the_card_says_what_was_done_and_what_could_not_be_measured(bounded, tmp
         "backdoor_bench.load_purified('out.safetensors', network)",
     ):  # fmt: skip
         assert words in card
+
+
+def test_a_large_loss_of_accuracy_is_said(bounded) -> None:
+    worse = replace(bounded, before=0.9, after=0.25)
+    assert "warning: ACC fell by 65.0 points: train longer" in str(worse)
+    assert "warning" not in str(replace(bounded, before=0.9, after=0.85))
 
 
 def test_weights_without_additions_are_the_networks_own(images, labels, tmp_path) -> None:

@@ -91,8 +91,8 @@ def test_nan_weights_random_bytes_and_programs_are_refused(tmp_path, capsys) -> 
 def test_the_command(tmp_path) -> None:
     """In a process of its own, from another folder; the module's name hides no library."""
     safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "x.safetensors")
-    for name, status in (("x.safetensors", 0), ("no.pt", 1)):
-        done = subprocess.run([sys.executable, "-m", "backdoor_bench.inspect", name], cwd=tmp_path, capture_output=True,
-                              text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-        assert done.returncode == status, done.stderr
-        assert "Traceback" not in done.stderr
+    done = subprocess.run([sys.executable, "-m", "backdoor_bench.inspect", "x.safetensors"], cwd=tmp_path,
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("x.safetensors: safetensors")
+    assert main([str(tmp_path / "no.pt")]) == 1

@@ -16,6 +16,10 @@ NO_TRIGGER = (
 )
 
 
+LARGE_DROP = 0.1
+"""Loss of accuracy, as a fraction of the images, from which on a person is warned."""
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Fractions before and after, over ``count`` images described by ``images``; None: could not be measured."""
@@ -24,6 +28,14 @@ class Accuracy:
     count: int
     before: float | None
     after: float | None
+
+    @property
+    def warning(self) -> str | None:
+        """Said where the network lost much of its accuracy."""
+        if self.before is None or self.after is None or self.before - self.after < LARGE_DROP:
+            return None
+        lost = 100 * (self.before - self.after)
+        return f"ACC fell by {lost:.1f} points: train longer (epochs), use more clean images, or another defense"
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,8 @@ class Card:
         rows = {"ACC": (self.accuracy.before, self.accuracy.after), **self.attack}
         lines += [f"| {name} % | {percent(before)} | {percent(after)} |" for name, (before, after) in rows.items()]
         lines += ["", f"ACC is over {self.accuracy.count} {self.accuracy.images}."]
+        if self.accuracy.warning:
+            lines += ["", f"**{self.accuracy.warning}.**"]
         lines += ["", "## What could not be measured", ""]
         lines.append(NO_TRIGGER if not self.attack else "Other triggers than the one named above.")
         for remark in self.remarks:

@@ -197,9 +197,9 @@ def _objection(call: Call) -> str | None:
         shape_fits = len(arguments) == 3 and str(arguments[0]) == "numpy.ndarray" and arguments[1] == (0,)
         return None if shape_fits else f"{name} in an unusual way"
     if name == "numpy.dtype":
-        fits = bool(arguments) and isinstance(arguments[0], str) and NUMPY_DTYPE.fullmatch(arguments[0])
+        known = bool(arguments) and isinstance(arguments[0], str) and NUMPY_DTYPE.fullmatch(arguments[0])
         # Subarrays, fields and metadata: what an array of numbers has none of.
-        fits = fits and all(isinstance(state, tuple) and not any(state[2:5]) for state in call.states)
+        fits = known and all(isinstance(state, tuple) and not any(state[2:5]) for state in call.states)
         return None if fits else f"{name} in an unusual way"
     return None if NUMPY.fullmatch(name) else name
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from backdoor_bench import progress
 from backdoor_bench.dataset import Data
 from backdoor_bench.model import addition, start
 from backdoor_bench.model.base import IDENTITY, Normalize
@@ -51,6 +52,8 @@ def _card(plan: Plan, target: Path, measured: Mapping[str, Any], own_names: bool
         f"held-out clean test images of {plan.manifest.variant}", sum(plan.manifest.test_counts),
         before["acc"], measured["acc"],
     )  # fmt: skip
+    if accuracy.warning:
+        progress.say(f"WARNING: {accuracy.warning}")
     return Card(
         target.name, config["defense"]["name"], _facts(plan, measured), measured["stages"], accuracy,
         _usage(target, own_names), attack, remarks,
