@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table

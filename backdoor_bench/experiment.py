@@ -86,7 +86,7 @@ def experiment(plan: Plan, bench: Bench) -> dict[str, Any]:
         "victim_seconds": victim.seconds,
         "effective_poisoning_ratio": victim.ratio if victim.trigger is not None else None,
         "weak_attack": victim.measurement.asr is not None and victim.measurement.asr < plan.config["weak_attack_below"],
-        "before": asdict(victim.measurement),
+        "before": victim.measurement.fractions,
         "stages": [],
     }
     if plan.given is not None:
@@ -97,10 +97,12 @@ def experiment(plan: Plan, bench: Bench) -> dict[str, Any]:
         if plan.config["save_purified"]:
             measured["purified"] = save_purified(plan, bench, purified, final)
         if plan.config.get("export") is not None:
-            measured["exported"] = deliver(plan, data, victim, purified, measured | asdict(final))
-    measured |= asdict(final) | asdict(compare(victim.measurement, final))
+            measured["exported"] = deliver(plan, data, victim, purified, measured | final.fractions)
+    measured |= final.fractions | asdict(compare(victim.measurement, final))
+    if final.triggered_as is not None:
+        measured["triggered_as"] = {"before": victim.measurement.triggered_as, "after": final.triggered_as}
     measured |= environment.memory(plan.numerics.device)
-    tracking.track(plan, measured, data, victim)
+    tracking.track(plan, {**describe(plan, time.time()), **measured}, data, victim)
     return measured
 
 
@@ -129,7 +131,7 @@ def purify(
                 "name": result.name,
                 "seconds": result.seconds,
                 "changed": result.changed,
-                **(asdict(last) if wanted else {}),
+                **(last.fractions if wanted else {}),
                 "report": dict(result.output.report) if result.output is not None else {},
                 **environment.memory(plan.numerics.device),
             }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,21 @@ class TriggeredSet:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Fractions in [0, 1]; ``None`` where there is nothing to measure (no attack, or no image of another class)."""
+    """Fractions in [0, 1]; ``None`` where there is nothing to measure (no attack, or no image of another class).
+
+    ``triggered_as`` counts the triggered test images by predicted class (those predicted at all, as text, as JSON has
+    keys): where they go when they no longer become what the attacker wants. It describes; it is not compared.
+    """
 
     acc: float
     asr: float | None = None
     ra: float | None = None
+    triggered_as: Mapping[str, int] | None = field(default=None, compare=False)
+
+    @property
+    def fractions(self) -> dict[str, float | None]:
+        """The numbers by name, as records have them."""
+        return {"acc": self.acc, "asr": self.asr, "ra": self.ra}
 
 
 @dataclass(frozen=True)
@@ -79,22 +89,26 @@ class Evaluator:
     def measure(self, network: nn.Module) -> Measurement:
         """ACC, ASR and RA of a network, which is put in eval mode."""
         network.eval()
-        acc = self._accuracy(network, self.test, self.test.labels)[0]
+        (acc,), _ = self._accuracy(network, self.test, self.test.labels)
         if self.triggered is None or not len(self.triggered.data):
             return Measurement(acc)
         wanted = self.triggered.attack_labels
-        asr, ra = self._accuracy(network, self.triggered.data, wanted, self.triggered.data.labels)
-        return Measurement(acc, asr, ra)
+        (asr, ra), predicted = self._accuracy(network, self.triggered.data, wanted, self.triggered.data.labels)
+        counts = enumerate(torch.bincount(predicted).tolist())
+        return Measurement(acc, asr, ra, {str(label): count for label, count in counts if count})
 
-    def _accuracy(self, network: nn.Module, data: ImageSet, *targets: Tensor) -> list[float]:
+    def _accuracy(self, network: nn.Module, data: ImageSet, *targets: Tensor) -> tuple[list[float], Tensor]:
+        """The share of each target, and the predicted classes."""
         metrics = [
             MulticlassAccuracy(self.num_classes, average="micro", validate_args=False).to(self.numerics.device)
             for _ in targets
         ]
+        seen = []
         for predicted, rows in predict(network, data, self.numerics, self.batch_size):
+            seen.append(predicted)
             for metric, target in zip(metrics, targets, strict=True):
                 metric.update(predicted, target[rows])
-        return [_fraction(metric, len(data)) for metric in metrics]
+        return [_fraction(metric, len(data)) for metric in metrics], torch.cat(seen)
 
 
 def _fraction(metric: MulticlassAccuracy, count: int) -> float:

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class Remeasured:
     @property
     def difference(self) -> float:
         """The largest difference of ACC, ASR and RA, as a fraction."""
-        pairs = zip(asdict(self.recorded).values(), asdict(self.measured).values(), strict=True)
+        pairs = zip(self.recorded.fractions.values(), self.measured.fractions.values(), strict=True)
         return max(abs(a - b) for a, b in pairs if a is not None and b is not None)
 
     @property

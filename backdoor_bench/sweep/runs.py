@@ -14,6 +14,7 @@ from backdoor_bench.bench import Bench
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.store import Store
 from backdoor_bench.sweep.job import Job, Report
+from backdoor_bench.tracking import pending
 
 
 class Runs:
@@ -28,7 +29,7 @@ class Runs:
 
     def __call__(self, job: Job) -> Report:
         started = time.monotonic()
-        plan = self.bench.plan(job.config)
+        plan = self.bench.plan(pending.in_sweep(job.config))
         if plan.key != job.key:
             raise ConfigError(
                 f"this run was planned as {job.key} and is {plan.key} here; plan it on a machine like this one, or "
