@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from backdoor_bench.errors import BenchError, ConfigError
 
@@ -82,7 +82,8 @@ class RayLauncher(Launcher):
         from backdoor_bench import config as configuration
         from backdoor_bench.sweep.job import Job
 
-        planned = bench.plan(configuration.plain(run.config))
+        own = OmegaConf.masked_copy(run.config, [str(name) for name in run.config if name != "hydra"])
+        planned = bench.plan(configuration.plain(own))
         return Job(planned.key, planned.victim_key, planned.config, run.outcome["name"])
 
 

@@ -277,3 +277,23 @@ def test_a_half_written_record_is_no_record(store: Store) -> None:
 
 def test_an_empty_store_has_no_records(store: Store) -> None:
     assert list(store.records()) == []
+
+
+def ask_for_all(root: Path, log: Path, order: list[int]) -> None:
+    """One of many processes that need the same victims, each in an order of its own."""
+    for number in order:
+        Store(root).obtain("victims", f"victim{number}", lambda: log_and_make(log))
+
+
+def test_eight_processes_that_need_the_same_four_victims_train_four(tmp_path: Path) -> None:
+    fork, log = multiprocessing.get_context("fork"), tmp_path / "log"
+    orders = [[(first + step) % 4 for step in range(4)] for first in range(4)] * 2
+    processes = [fork.Process(target=ask_for_all, args=(tmp_path / "store", log, order)) for order in orders]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert log.read_text() == "made\n" * 4
+    assert len(list((tmp_path / "store" / "victims").iterdir())) == 4
+    assert not list((tmp_path / "store" / "locks").iterdir())

@@ -1,0 +1,97 @@
+"""The engine on Ray: warm workers, killed workers, nothing lost and nothing done twice. One Ray for all tests here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from backdoor_bench.errors import BenchError, ConfigError, DataError
+from backdoor_bench.sweep import engine
+from backdoor_bench.sweep.job import Job, Result
+from tests.sweep.sleeping import Sleeping
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def _ray() -> Iterator[None]:
+    """A Ray of two logical cores that the engine finds running, and so leaves running."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+        object_store_memory=80 * 2**20,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def run(folder: Path, *jobs: Job, **options: object) -> tuple[engine.Summary, dict[str, Result]]:
+    found: dict[str, Result] = {}
+    summary = engine.run(
+        jobs, folder, workers=2, make_work=partial(Sleeping, folder),
+        on_result=lambda job, result: found.update({job.key: result}), **options,
+    )  # fmt: skip
+    assert ray.is_initialized()
+    return summary, found
+
+
+def job(key: str, victim: str, seconds: float = 0.05, kills: int = 0, needs: str | None = None) -> Job:
+    return Job(key, victim, {"device": "cpu", "seconds": seconds, "kills": kills}, key, needs)
+
+
+def done(folder: Path) -> list[str]:
+    return sorted((folder / "log").read_text().splitlines())
+
+
+@pytest.mark.usefixtures("_ray")
+def test_killed_workers_lose_nothing_repeat_nothing_and_are_replaced(tmp_path: Path) -> None:
+    jobs = [job(f"{victim}{n}", victim, needs=f"{victim}0" if n else None) for n in range(5) for victim in "vw"]
+    jobs += [job("dies once", "x", kills=1), job("kills always", "y", kills=99)]
+    jobs += [job("in vain", "y", needs="kills always")]
+    summary, found = run(tmp_path, *jobs)
+    assert summary.counts == {"ok": 11, "found": 0, "failed": 1, "skipped": 1}
+    assert (found["dies once"].status, found["dies once"].attempts) == ("ok", 2)
+    assert found["kills always"].status == "failed"
+    assert "its worker was lost 3 times" in found["kills always"].reason
+    assert "its victim failed (kills always)" in found["in vain"].reason
+    assert done(tmp_path) == sorted(one.key for one in jobs if one.key not in ("kills always", "in vain"))
+    assert (tmp_path / "given_up").read_text() == "kills always\n"
+
+
+@pytest.mark.usefixtures("_ray")
+def test_workers_stay_warm_with_their_victim_and_share_the_cores(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, found = run(tmp_path, *(job(f"{victim}{n}", victim, 0.1) for n in range(4) for victim in "vw"))
+    facts = [result.record for result in found.values()]
+    assert len({fact["pid"] for fact in facts}) == 2
+    assert os.getpid() not in {fact["pid"] for fact in facts}
+    assert {fact["threads"] for fact in facts} == {"1"}
+    assert {fact["folder"] for fact in facts} == {str(tmp_path)}, "relative paths mean what they mean here"
+    for victim in "vw":
+        pids = [found[f"{victim}{n}"].record["pid"] for n in range(4)]
+        assert len(set(pids[:3])) == 1, "the last may be taken by whoever has nothing else to do"
+
+
+def broken() -> Sleeping:
+    raise DataError("no data set on this machine")
+
+
+@pytest.mark.usefixtures("_ray")
+def test_workers_that_cannot_start_end_the_sweep_with_their_reason(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="no data set on this machine"):
+        engine.run([job("1", "v")], tmp_path, workers=2, make_work=broken)
+
+
+def test_a_dead_address_says_what_to_start(tmp_path: Path, monkeypatch) -> None:
+    def dead(**options: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", dead)
+    with pytest.raises(ConfigError, match=r"no Ray cluster answers at address=auto .*'ray start --head'"):
+        engine.run([job("1", "v")], tmp_path, address="auto", make_work=partial(Sleeping, tmp_path))
