@@ -33,7 +33,11 @@ class RayLauncher(Launcher):
         unexpected = set(init) - {"address"}
         if unexpected:
             raise ConfigError(f"hydra.launcher.init has only 'address', not {', '.join(sorted(unexpected))}")
-        self._resources = {"address": init.get("address"), "workers": workers, "gpus_per_worker": gpus_per_worker}
+        self._resources: dict[str, Any] = {
+            "address": init.get("address"),
+            "workers": workers,
+            "gpus_per_worker": gpus_per_worker,
+        }
         self._context: HydraContext | None = None
         self._config: DictConfig | None = None
 
@@ -48,7 +52,9 @@ class RayLauncher(Launcher):
 
         assert self._config is not None
         started = [self._begin(initial_job_idx + n, overrides) for n, overrides in enumerate(job_overrides)]
-        bench, jobs, waiting = Bench(Store(str(self._config.store_dir))), {}, {}
+        bench = Bench(Store(str(self._config.store_dir)))
+        jobs: dict[str, Job] = {}
+        waiting: dict[str, list[_Run]] = {}
         for run in started:
             try:
                 job = self._plan(run, bench)

@@ -36,8 +36,7 @@ class Runs:
                 "give device and trainer.precision instead of auto"
             )
         done = experiment.run_plan(plan, self.bench)
-        outcome = "found" if done.found else "ok"
-        return Report(outcome, None, _without_config(done.record), time.monotonic() - started)
+        return Report("found" if done.found else "ok", None, _without_config(done.record), time.monotonic() - started)
 
     def release(self) -> None:
         """Forget data and victims; give the CUDA memory back."""

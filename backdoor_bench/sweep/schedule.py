@@ -8,6 +8,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import get_args
 
 from backdoor_bench.sweep.job import Job, Report, Result, Status
 
@@ -70,7 +71,7 @@ class Schedule:
         for job in jobs:
             self._left.setdefault(job.key, job)
         self.total = len(self._left)
-        self.counts: dict[Status, int] = dict.fromkeys(("ok", "found", "failed", "skipped"), 0)
+        self.counts: dict[str, int] = dict.fromkeys(get_args(Status), 0)
         self.weak = 0
         self.workers: dict[str, _Worker] = {}
         self._past: defaultdict[str, _Past] = defaultdict(_Past)

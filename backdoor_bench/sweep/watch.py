@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich.console import RenderableType
 from rich.live import Live
 
 from backdoor_bench import progress, table
@@ -180,7 +181,7 @@ class Watch:
         with self._lock:
             self._state.eta = None if expected is None else time.time() + expected / max(1, len(self._schedule.workers))
 
-    def _render(self) -> object:
+    def _render(self) -> RenderableType:
         with self._lock:
             return status.render(self._state)
 
