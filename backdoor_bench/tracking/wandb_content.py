@@ -164,7 +164,8 @@ def _cell(record: Record) -> dict[str, Any]:
     return {
         "run": record["key"], **{name: record[name] for name in OF_CELL}, "status": record["status"],
         **{name: record.get(name) if done else None for name in METRICS},
-        "defense_seconds": sum(seconds) if seconds else None, **{name: record[name] for name in MEMORY if name in record},
+        "defense_seconds": sum(seconds) if seconds else None,
+        **{name: record[name] for name in MEMORY if name in record},
         "clean_train": clean.get("train"),
         "clean_replaced": clean.get("replaced"), "reason": record.get("reason"),
     }  # fmt: skip
