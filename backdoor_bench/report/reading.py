@@ -138,6 +138,7 @@ class Rows:
             "reason": None if done else str(record.get("reason"))[:LONGEST],
             **{c: self._text(record, c) for c in ("victim", "started", "dataset", "variant", "preset")},
             **{c: self._text(record, c, True) for c in ("architecture", "attack", "defense")},
+            **({"attack": self._keep(f"{_attack_name(record)} (given file)")} if record.get("given") else {}),
             "width": _whole(config["model"].get("width")),
             "poisoning_ratio": fraction(record, "poisoning_ratio"),
             "effective_poisoning_ratio": fraction(record, "effective_poisoning_ratio"),
@@ -246,3 +247,8 @@ def _certain(value: Any) -> int:
     if whole is None:
         raise UnreadableError("incomplete", f"{str(value)[:40]!r} is no seed")
     return whole
+
+
+def _attack_name(record: Mapping[str, Any]) -> str:
+    """Of a network that came as a file nobody here knows whether it carries a backdoor: it is no clean network."""
+    return _name(record["attack"]) if record.get("attack") is not None else "unknown"

@@ -213,3 +213,9 @@ def test_a_report_needs_no_torch() -> None:
         "import sys; import backdoor_bench.report.__main__, backdoor_bench.report.frame; print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_a_network_that_came_as_a_file_is_neither_clean_nor_ours(write: Write, folder: Path) -> None:
+    write(key="k1", given={"sha256": "0" * 64}, attack=None, asr=None, ra=None)
+    write(key="k2", given={"sha256": "0" * 64}, attack="badnet")
+    assert list(frame.load([folder]).runs.attack) == ["unknown (given file)", "badnet (given file)"]
