@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return wandb.main(given[1:])
     try:
-        _report(_parser().parse_intermixed_args(given), f"Made by: python -m backdoor_bench.report {shlex.join(given)}".strip())
+        made_by = f"Made by: python -m backdoor_bench.report {shlex.join(given)}".strip()
+        _report(_parser().parse_intermixed_args(given), made_by)
     except BenchError as error:
         progress.say(f"error: {error}")
         return 1
