@@ -27,6 +27,7 @@ from backdoor_bench.sweep.worker import MakeWork, attempt
 OBJECT_STORE_BYTES = 100 * 2**20  # jobs and reports are kilobytes
 SECONDS_BETWEEN_COUNTS = 3.0
 SECONDS_UNTIL_WORRY = 60.0
+SECONDS_TO_ANSWER = 10.0
 FAILED_STARTS = 3
 
 
@@ -87,8 +88,10 @@ def connect(
         else:
             options |= {"address": address}
         try:
+            if address is not None:
+                _knock(address)
             ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"no Ray cluster answers at address={address} ({_first_line(error)}); start one with "
                 "'ray start --head' there and 'ray start --address=HOST:6379' on the other machines, or leave the "
@@ -181,9 +184,9 @@ class RayPool:
                 ray.kill(actor.handle)
             self._failed_starts += 1
             cause = root_cause(error.cause if isinstance(error, RayTaskError) else error)
+            if isinstance(cause, BenchError) and not self._actors:  # the user's to mend: no use in trying again
+                raise cause from None
             if self._failed_starts >= FAILED_STARTS and not self._actors:
-                if isinstance(cause, BenchError):
-                    raise cause from None
                 raise BenchError(f"no worker starts; the last one said: {_first_line(cause)}") from None
             return []
         self._failed_starts = 0
@@ -207,9 +210,7 @@ class RayPool:
             self._alone_since = now
         elif now - self._alone_since > SECONDS_UNTIL_WORRY and not self._worried:
             self._worried = True
-            progress.say(
-                "no worker has started for a minute; waiting for devices (see: ray status)"
-            )
+            progress.say("no worker has started for a minute; waiting for devices (see: ray status)")
         if now - self._counted < SECONDS_BETWEEN_COUNTS:
             return
         self._counted = now
@@ -244,6 +245,13 @@ class RayPool:
         if self._gpus:
             return max(1, int(cores * self._gpus / resources.get("GPU", 1)))
         return max(1, int(cores // (self._workers or cores)))
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once if nobody listens at ``host:port``; Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "//" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
 
 
 def _local_gpus() -> int:
