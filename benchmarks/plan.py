@@ -54,8 +54,7 @@ class Anywhere(Bench):
 def survey(composer: Composer, runs: int) -> Grid:
     """The survey's grid of methods that exist, with as many repetitions as make ``runs`` runs."""
     path = configuration.directory("multirun_sweeps") / "sweep" / "survey.yaml"
-    axes = OmegaConf.to_container(OmegaConf.load(path).hydra.sweeper.axes)
-    assert isinstance(axes, dict)
+    axes: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.load(path).hydra.sweeper.axes))  # type: ignore[arg-type]
     for group in ("attack", "defense"):
         axes[group] = [name for name in axes[group] if name == NONE or name in composer.options(group)]
     # Two of the survey's attacks and ten of its defenses would be a small grid: the others that exist join them.

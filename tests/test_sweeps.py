@@ -197,8 +197,8 @@ def test_a_sweep_starts_from_its_name_alone_and_is_found_done(tmp_path: Path) ->
              "attack.poisoning_ratio=0.1", "spc=2", "recipe.epochs=1", "recipe.width=2", "defense.epochs=1",
              "hydra.launcher.workers=1"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for to_do in (3, 0):
+    for to_do in (2, 0):
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr
         assert f"runs to do │ {to_do} " in " ".join(done.stdout.split())
-    assert len(list((tmp_path / "store" / "runs").glob("*/*.json"))) == 3
+    assert len(list((tmp_path / "store" / "runs").glob("*/*.json"))) == 2

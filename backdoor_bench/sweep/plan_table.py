@@ -34,8 +34,8 @@ def show(
     left_out = plan.runs - plan.planned
     if left_out:
         table.add_row("not here", f"{left_out:,}")
-    table.add_row("expected, one after the other", _expected(plan))
     console.print(table)
+    console.print(f"expected, one after the other: {_expected(plan)}", soft_wrap=True)
     for line in left_out_lines(plan):
         console.print(line, style="yellow", soft_wrap=True)
 
