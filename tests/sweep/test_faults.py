@@ -54,7 +54,6 @@ def weights(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_killed_at_random_moments_real_runs_end_as_if_nothing_had_been(compose: Callable, tmp_path: Path) -> None:
     """Two victims, three defenses, one with its purified network kept; ``BACKDOOR_BENCH_KILLS=30`` for more kills."""
     bench, jobs = Bench(Store(tmp_path / "plans")), []

@@ -17,6 +17,8 @@ from tests.sweep.sleeping import Sleeping
 
 ray = pytest.importorskip("ray")
 
+pytestmark = pytest.mark.slow  # each session of Ray takes seconds to start and to stop
+
 
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
