@@ -28,7 +28,7 @@ from tests.sweep.arithmetic import Arithmetic
 class Scripted:
     """Work whose jobs do what their key says."""
 
-    given_up: deque[tuple[str, str]] = deque()
+    given_up: ClassVar[deque[tuple[str, str]]] = deque()
 
     def __call__(self, job: Job) -> Report:
         if job.key.startswith("raise"):
@@ -134,7 +134,7 @@ class Fake:
 
 def test_a_job_that_loses_its_worker_thrice_is_given_up_and_recorded(tmp_path: Path, capsys) -> None:
     Scripted.given_up.clear()
-    summary, found = run(tmp_path, job("1"), job("die"), job("2"), pool=Fake("a"))
+    _, found = run(tmp_path, job("1"), job("die"), job("2"), pool=Fake("a"))
     assert (found["die"].status, found["die"].attempts) == ("failed", 3)
     assert [found[key].status for key in "12"] == ["ok", "ok"]
     assert list(Scripted.given_up) == [("die", "its worker was lost again and again: killed by signal 9")]
@@ -143,7 +143,7 @@ def test_a_job_that_loses_its_worker_thrice_is_given_up_and_recorded(tmp_path: P
 
 def test_out_of_memory_has_the_others_on_the_device_free_theirs(tmp_path: Path) -> None:
     pool = Fake("a", "b")
-    summary, found = run(tmp_path, job("memory"), pool=pool)
+    _, found = run(tmp_path, job("memory"), pool=pool)
     assert (found["memory"].status, found["memory"].attempts) == ("ok", 2)
     assert len(pool.released) == 1
     assert pool.closed is False
@@ -262,7 +262,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_a_store_that_cannot_be_written_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UnwritableError, match="cannot write .*; no half file was left"):
+    with pytest.raises(UnwritableError, match=r"cannot write .*; no half file was left"):
         engine.run([job("1")], tmp_path / "file" / "store", workers=1, make_work=Scripted)
 
 
