@@ -35,6 +35,9 @@ def test_wheel_carries_configuration_and_sweeps(wheel: Path) -> None:
         files = {path.relative_to(ROOT / source) for path in (ROOT / source).rglob("*.yaml")}
         assert {f"{target}/{file.as_posix()}" for file in files} <= names
     assert "backdoor_bench/__main__.py" in names
+    assert "backdoor_bench/sweep/known.yaml" in names
+    plugins = {name for name in names if name.startswith("hydra_plugins/")}
+    assert plugins == {f"hydra_plugins/backdoor_bench_{kind}/__init__.py" for kind in ("launcher", "sweeper")}
     assert not {name.split("/")[0] for name in names} & {"tests", "benchmarks", "conf", "data", "store"}
 
 
@@ -58,6 +61,13 @@ def test_command_finds_its_configuration_in_the_wheel(wheel: Path, tmp_path: Pat
     said = run_from_wheel(wheel, tmp_path, "--cfg", "all", "+attack=badnet", "+defense=ft")
     assert "_target_: backdoor_bench.attack.badnet.BadNet" in said
     assert f"path: {tmp_path / 'site' / 'backdoor_bench' / 'conf'}" in said
+
+
+@pytest.mark.slow
+def test_a_sweep_is_planned_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    said = run_from_wheel(wheel, tmp_path, "+sweep=smoke", "sweep.plan=true", "sweep.only.defense=[ft]",
+                          "sweep.only.attack=[badnet]")  # fmt: skip
+    assert "smoke: 1 runs over 1 victims" in said
 
 
 @pytest.mark.slow
