@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
@@ -84,15 +84,16 @@ class Grid:
                     raise unknown("axis in exclude or settings", name, grid.axes)
         return grid
 
-    @property
+    @cached_property
     def axes(self) -> dict[str, tuple[Value, ...]]:
         """Every axis with all its values, in order of appearance."""
-        found: dict[str, list[Value]] = {}
+        found: dict[str, dict[str, Value]] = {}
         for block in self.blocks:
             for name, given in block.items():
-                known = found.setdefault(name, [])
-                known.extend(value for value in given if not _in(value, known))
-        return {name: tuple(given) for name, given in found.items()}
+                known = found.setdefault(name, {})
+                for value in given:
+                    known.setdefault(_key(value), value)
+        return {name: tuple(known.values()) for name, known in found.items()}
 
     def with_axes(self, axes: Mapping[str, Sequence[Value]], constants: Collection[str] = ()) -> Grid:
         """Axes from the command line take the place of those of the same name; no setting overrides what was typed."""
