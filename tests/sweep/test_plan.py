@@ -194,7 +194,7 @@ def test_a_data_set_that_is_not_here_is_counted_with_how_to_get_it(plan, make_co
         ({"attack.poisoning_ration": [0.1]}, r"'attack\.poisoning_ration'\. Did you mean attack\.poisoning_ratio"),
         ({"defense.epoch": [1]}, r"unknown axis 'defense\.epoch'\. Did you mean defense\.epochs"),
         ({"recipe.epoch": [1]}, r"unknown axis 'recipe\.epoch'"),
-        ({"attack.poisoning_ratio": ["ten"]}, r"digits badnet none poisoning_ratio=ten: "),
+        ({"attack.poisoning_ratio": ["ten"]}, r"digits badnet poisoning_ratio=ten none: "),
         ({"attack.poisoning_ratio": [1.5]}, r"attack\.poisoning_ratio=1\.5: expected a fraction"),
         ({"repetition": ["x"]}, r"axis repetition: expected whole numbers, got 'x'"),
         ({"seed": [0.5]}, r"axis seed: expected whole numbers, got 0\.5"),
