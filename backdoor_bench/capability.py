@@ -43,6 +43,9 @@ COMMON = [
     "dataset=digits", "spc=2", "device=cpu", "trainer.precision=32-true", "+attack=badnet", "preset=default",
 ]  # fmt: skip
 STEPS, BATCH_SIZE = 20, 16
+LONGER = {"tsbd_epochs": 5}
+"""Least lengths above 1: TSBD zeroes weights, and BatchNorm's statistics take some steps to follow (EfficientNet)."""
+
 LENGTH = re.compile(r"\$\{length:(\w+),\s*(null|\d+)\}")
 STATUSES = ("works", "refused", "failed")
 
@@ -74,7 +77,7 @@ def models() -> list[str]:
 
 
 def least_lengths() -> dict[str, int]:
-    """1 for every length that a stage or defense interpolates and publishes as a whole number; 2 for images.
+    """1, or what LONGER says, for every length that a stage or defense publishes as a whole number; 2 for images.
 
     Batch sizes are no lengths, and a count that is published as null has no least value but 1.
     """
@@ -83,7 +86,7 @@ def least_lengths() -> dict[str, int]:
         for leaf in leaves(group):
             text = (configuration.directory() / group / f"{leaf}.yaml").read_text()
             found |= {name: 2 if name.endswith("images") else 1 for name, _ in LENGTH.findall(text)}
-    return {name: least for name, least in found.items() if not name.endswith("batch_size")}
+    return {name: LONGER.get(name, least) for name, least in found.items() if not name.endswith("batch_size")}
 
 
 def compose(model: str, defense: str, store: Path) -> dict[str, Any]:
