@@ -1,7 +1,7 @@
 """Which defense works on which network, found by running each: ``python -m backdoor_bench.capability --out docs``.
 
 Every cell runs a defense's stages to the end, at the least lengths, with two digits per class, on a network of random
-weights (with BatchNorm: after an epoch of training), with a badnet trigger if it assumes one. A cell *works* if
+weights (with BatchNorm: after a few steps of training), with a badnet trigger if it assumes one. A cell *works* if
 the purified network gives finite logits, and gives the same again when it is stored and built anew; it is *refused* if
 the plan of a run says so before anything is trained. What a defense is worth on a network, it does not say.
 """
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from backdoor_bench import config as configuration
 from backdoor_bench import progress, seeding
 from backdoor_bench.bench import Bench, Plan, Victim, make_model
-from backdoor_bench.dataset import Batches, ImageSet
+from backdoor_bench.dataset import ImageSet
 from backdoor_bench.defense import Defense
 from backdoor_bench.errors import BenchError, IncompatibleError, unknown
 from backdoor_bench.experiment import defender_view
@@ -42,6 +42,7 @@ TEMPLATES = {"timm": "timm:convnext_atto", "torchvision": None}
 COMMON = [
     "dataset=digits", "spc=2", "device=cpu", "trainer.precision=32-true", "+attack=badnet", "preset=default",
 ]  # fmt: skip
+STEPS, BATCH_SIZE = 20, 16
 LONGER = {"tsbd_epochs": 5}
 """Least lengths above 1: TSBD zeroes weights, and BatchNorm's statistics take some steps to follow (EfficientNet)."""
 
@@ -102,7 +103,7 @@ def compose(model: str, defense: str, store: Path) -> dict[str, Any]:
 
 
 def suspect(plan: Plan, data: ImageSet) -> Network:
-    """A network to purify, in eval mode: random weights, and where it has BatchNorm, an epoch of training.
+    """A network to purify, in eval mode: random weights, and where it has BatchNorm, a few steps of training.
 
     Through many BatchNorms of random weights gradients grow beyond bounds, and a defense that is not at fault diverges.
     """
@@ -110,8 +111,8 @@ def suspect(plan: Plan, data: ImageSet) -> Network:
         network = plan.numerics.place(make_model(plan.config["model"], plan.manifest.num_classes))
         if anatomy.batch_norms(network):
             optimizer = torch.optim.Adam(network.train().parameters(), lr=1e-3)
-            for images, labels in Batches(data, 16, seeding.generator("capability")):
-                loss = F.cross_entropy(network(plan.numerics.images(images)), labels)
+            for rows in torch.randperm(len(data))[: STEPS * BATCH_SIZE].split(BATCH_SIZE):
+                loss = F.cross_entropy(network(plan.numerics.images(data.images[rows])), data.labels[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
