@@ -32,6 +32,7 @@ from benchmarks.setting import Setting, make_setting
 
 FP32, SAME, BARE, OURS = TRAINING
 PEAK_STEPS = 3
+PROBE_STEPS = (2, 6)
 console = Console(highlight=False)
 
 
@@ -53,10 +54,13 @@ class Rates:
 def measure(contenders: Mapping[str, Contender], setting: Setting, seconds: float, rounds: int) -> Rates:
     """About ``seconds`` of work, in rounds; each round starts with another contender."""
     names = list(contenders)
+    few, more = PROBE_STEPS
     for name in names:  # the first call compiles kernels and starts thread pools
-        _time(contenders[name], setting, 2)
-    probe = sum(_time(contenders[name], setting, 2)[1] for name in names)
-    steps = max(2, min(5000, int(2 * seconds / (rounds * probe))))
+        _time(contenders[name], setting, few)
+    # A step, without what a contender does once: on a GPU that would be most of the probe, and the rounds too short.
+    short, long = (sum(_time(contenders[name], setting, n)[1] for name in names) for n in PROBE_STEPS)
+    step = max((long - short) / (more - few), short / 1000)
+    steps = max(2, min(5000, int(seconds / (rounds * step))))
     found: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         start = turn % len(names)
