@@ -20,11 +20,9 @@ from backdoor_bench.stage.clip import Clip, install
 from backdoor_bench.stage.cost_controller import CostController
 from backdoor_bench.stage.gradients import gradients_for
 from backdoor_bench.stage.output import Bounds
-from backdoor_bench.stage.validation import accuracy
+from backdoor_bench.stage.validation import accuracy, tolerance, within
 from backdoor_bench.stage.view import DefenderView
 from backdoor_bench.training import MakeOptimizer
-
-SLACK = 1e-9  # differences of fractions: 1.0 - 0.9 is less than 0.1
 
 
 def penalty(bounds: Iterable[Tensor]) -> Tensor:
@@ -34,11 +32,6 @@ def penalty(bounds: Iterable[Tensor]) -> Tensor:
     that they clip at, so that a dead unit cannot buy a smaller R.
     """
     return torch.stack([bound.clamp(min=0).mean() for bound in bounds]).sum()
-
-
-def tolerance(eps: float, validation_images: int) -> float:
-    """The accuracy that may be lost: ``eps``, or one validation image where that is more."""
-    return max(eps, 1 / validation_images)
 
 
 class Accept(Callback):
@@ -54,12 +47,12 @@ class Accept(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stage, view = self.stage, self.stage.view
         now = accuracy(stage.network, view.validation, view.numerics, stage.batch_size)
-        within = stage.accuracy_before - now <= stage.tolerated + SLACK
+        kept = within(stage.accuracy_before, now, stage.tolerated)
         value = float(penalty(clip.bound for clip in self.clips.values()))
-        if within and value < self.best_penalty:
+        if kept and value < self.best_penalty:
             self.best, self.best_penalty, self.best_accuracy = self._now(), value, now
             self.accepted += 1
-        stage.controller.update(within)
+        stage.controller.update(kept)
 
     def _now(self) -> dict[str, Tensor]:
         return {site: clip.bound.detach().clamp(min=0) for site, clip in self.clips.items()}

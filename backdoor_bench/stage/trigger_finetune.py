@@ -19,9 +19,10 @@ from backdoor_bench.stage.view import DefenderView
 
 
 class KeepBest(Callback):
-    """Watches the clean cross-entropy on the validation images, in eval mode, after each epoch.
+    """Watches the clean cross-entropy on the validation images, in eval mode, before the first epoch and after each.
 
-    Ends the fit after ``patience`` epochs without a new best; ``state`` is the ``state_dict`` of the best epoch.
+    Ends the fit after ``patience`` epochs without a new best; ``state`` is the ``state_dict`` of the best epoch, of
+    the network as it came (epoch 0) where none was better.
     """
 
     def __init__(self, network: nn.Module, view: DefenderView, patience: int) -> None:
@@ -29,8 +30,17 @@ class KeepBest(Callback):
         self.best, self.best_epoch, self.epochs = math.inf, 0, 0
         self.state: dict[str, Tensor] | None = None
 
-    @torch.no_grad()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epochs += 1
+        self._look()
+        if self.epochs - self.best_epoch >= self.patience:
+            trainer.should_stop = True
+
+    @torch.no_grad()
+    def _look(self) -> None:
         view, total = self.view, torch.zeros((), device=self.view.device)
         self.network.eval()
         for stored, labels in Batches(view.validation, 500):
@@ -38,17 +48,15 @@ class KeepBest(Callback):
                 logits = self.network(view.numerics.images(stored))
             total += F.cross_entropy(logits.float(), labels, reduction="sum")
         self.network.train()
-        self.epochs += 1
         loss = float(total) / len(view.validation)
         if loss < self.best:
             self.best, self.best_epoch = loss, self.epochs
             self.state = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
-        elif self.epochs - self.best_epoch >= self.patience:
-            trainer.should_stop = True
 
 
 class TriggerFinetune(Finetune):
-    """Descend ``CE(f(x), y) + CE(f(x~), y)`` in every batch; leaves the best epoch's network.
+    """Descend ``CE(f(x), y) + CE(f(x~), y)`` in every batch; leaves the best epoch's network, or as the authors' code
+    does the one it was given, if no epoch was better.
 
     Two forwards, so BatchNorm learns from the clean and from the triggered batch, and one backward, which sums their
     gradients. Un-augmented, as in the authors' code; with a Mask its entries stay frozen (``masked=False`` lets them
@@ -60,6 +68,7 @@ class TriggerFinetune(Finetune):
         training: as for :class:`Finetune`.
     """
 
+    version = 2
     uses_validation = True
 
     def __init__(self, patience: int = 10, augment: bool = False, **training: Any) -> None:

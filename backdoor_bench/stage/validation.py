@@ -9,6 +9,21 @@ from backdoor_bench.dataset import ImageSet
 from backdoor_bench.metric import predict
 from backdoor_bench.numerics import Numerics
 
+SLACK = 1e-9  # differences of fractions: 1.0 - 0.9 is less than 0.1
+
+
+def tolerance(drop: float, images: int) -> float:
+    """The accuracy that may be lost on so many validation images: ``drop``, or that of one image where it is more.
+
+    On ten images, one per class, a tolerated drop below a tenth would be none at all.
+    """
+    return max(drop, 1 / images)
+
+
+def within(before: float, now: float, tolerated: float) -> bool:
+    """Whether an accuracy fell by at most ``tolerated``, whatever the rounding of the fractions."""
+    return before - now <= tolerated + SLACK
+
 
 def accuracy(network: nn.Module, data: ImageSet, numerics: Numerics, batch_size: int = 500) -> float:
     """The fraction of ``data`` that the network, put in eval mode and left there, classifies as labelled.

@@ -154,6 +154,18 @@ def test_stops_at_the_accuracy_drop_and_keeps_the_network_before_it(backdoored: 
     assert mask.report["pruned_filters"] == 1
 
 
+def test_one_wrong_of_ten_images_is_not_the_end(backdoored: nn.Module, view: DefenderView) -> None:
+    # A class-0 image that looks like class 1 and is right only through the backdoor's filter: 10 of 10, then 9.
+    odd = view.validation.images[view.validation.labels == 1][:1].clone()
+    odd[:, :, 0, 0] = 255
+    images = torch.cat([view.validation.images, odd])
+    ten = replace(view, validation=ImageSet(images, torch.cat([view.validation.labels, torch.tensor([0])])))
+    mask = GradientPrune(alpha=0.1).run(backdoored, ten, TRIGGER)
+    assert mask.report["accuracy_before"] == 1.0
+    assert mask.report["accuracy"] == 0.9
+    assert mask.report["pruned_filters"] == 1
+
+
 def test_patience(backdoored: nn.Module, view: DefenderView) -> None:
     mask = GradientPrune(alpha=1.0, patience=1).run(backdoored, view, TRIGGER)
     assert mask.report["rounds"] == 2

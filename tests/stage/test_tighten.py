@@ -17,7 +17,7 @@ from backdoor_bench.model import addition
 from backdoor_bench.stage import DefenderView
 from backdoor_bench.stage.bound import Bound
 from backdoor_bench.stage.clip import Clip, install
-from backdoor_bench.stage.tighten import Tighten, penalty, tolerance
+from backdoor_bench.stage.tighten import Tighten, penalty
 
 ADAM = partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.9))
 
@@ -68,11 +68,6 @@ def test_activations_that_are_no_modules_are_bounded_and_stored(first: bool, def
 
 def test_penalty_is_the_mean_per_site_and_counts_no_negative_bound() -> None:
     assert penalty([torch.tensor([1.0, 3.0]), torch.tensor([[5.0], [-7.0]])]).item() == 2.0 + 2.5
-
-
-def test_tolerance_is_one_image_where_that_is_more() -> None:
-    assert tolerance(0.02, 200) == 0.02
-    assert tolerance(0.02, 10) == 0.1
 
 
 def test_only_the_bounds_move(network: nn.Module, view: DefenderView) -> None:

@@ -87,3 +87,12 @@ def test_the_best_epoch_is_returned_and_patience_ends_the_fit(
         logits = network(defender_view.validation.images / 255)
     assert F.cross_entropy(logits, defender_view.validation.labels).item() == pytest.approx(min(losses), abs=1e-4)
     assert made[0].best_epoch == best + 1
+
+
+def test_where_no_epoch_is_better_the_network_is_left_as_it_came(
+    network: nn.Module, defender_view: DefenderView
+) -> None:
+    before = copy.deepcopy(network.state_dict())
+    ascent = partial(torch.optim.SGD, lr=0.1, maximize=True)
+    stage(epochs=3, optimizer=ascent).run(network, defender_view, TRIGGER)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

@@ -6,7 +6,7 @@ from torch import nn
 
 from backdoor_bench.dataset import ImageSet
 from backdoor_bench.numerics import Numerics
-from backdoor_bench.stage.validation import accuracy
+from backdoor_bench.stage.validation import accuracy, tolerance, within
 
 
 class Brightness(nn.Module):
@@ -28,3 +28,14 @@ def test_counts_what_is_right(numerics: Numerics, batch_size: int) -> None:
 def test_no_images(numerics: Numerics, image_set: ImageSet) -> None:
     with pytest.raises(ValueError, match="no images"):
         accuracy(Brightness(), image_set[torch.arange(0)], numerics)
+
+
+def test_tolerance_is_one_image_where_that_is_more() -> None:
+    assert tolerance(0.02, 200) == 0.02
+    assert tolerance(0.02, 10) == 0.1
+
+
+def test_a_tolerated_drop_survives_the_rounding_of_fractions() -> None:
+    assert within(0.93, 0.83, 0.1)  # 0.10000000000000009
+    assert within(0.9, 1.0, 0.0)
+    assert not within(0.93, 0.82, 0.1)
