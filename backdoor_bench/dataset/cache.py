@@ -9,6 +9,7 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 from backdoor_bench import progress
 from backdoor_bench.dataset.augmentation import Augmentation
 from backdoor_bench.dataset.base import Data, Dataset, ImageSet, Manifest, describe
+from backdoor_bench.dataset.part import Part
 from backdoor_bench.errors import ConfigError, DataError, StoreError
 from backdoor_bench.store import files
 
@@ -58,6 +60,7 @@ class CachedDataset(Dataset):
         data_dir: where data sets lie; the cache is its subfolder ``.cache``. One that cannot be written is said, and
             nothing is cached.
         download: let torchvision fetch what is not there.
+        max_train, max_test: see :class:`Part`; a part has a cache of its own beside that of the whole.
     """
 
     def __init__(
@@ -68,8 +71,11 @@ class CachedDataset(Dataset):
         download: bool = False,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
+        max_train: int | None = None,
+        max_test: int | None = None,
     ) -> None:
         super().__init__(name, augmentation, mean, std)
+        self.part = Part(max_train, max_test)
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"dataset.name={name}: expected letters, digits, '-', '_' or '.', for it names files")
         self.data_dir, self.download = Path(data_dir).expanduser().resolve(), download
@@ -97,11 +103,11 @@ class CachedDataset(Dataset):
 
     @property
     def images_file(self) -> Path:
-        return self.data_dir / ".cache" / f"{self.cache_name}.safetensors"
+        return self.data_dir / ".cache" / f"{self.cache_name}{self.part.name}.safetensors"
 
     @property
     def manifest_file(self) -> Path:
-        return self.data_dir / ".cache" / f"{self.cache_name}.json"
+        return self.data_dir / ".cache" / f"{self.cache_name}{self.part.name}.json"
 
     def manifest(self) -> Manifest:
         """Reads a small file if the cache is there and has the right size; decodes (and caches) otherwise."""
@@ -119,7 +125,7 @@ class CachedDataset(Dataset):
         except Unusable as error:
             reason = error
         try:
-            decode = self.locate()
+            decode = self._cut if self.part else self.locate()
         except DataError as error:
             raise DataError(f"{error} (The cache is not served: {reason}.)" if str(reason) else str(error)) from None
         with self._claim():
@@ -133,6 +139,14 @@ class CachedDataset(Dataset):
             data = Data(decoded.train, decoded.test, manifest, self.augmentation)
             self._keep(data, decoded, perf_counter() - started)
         return data
+
+    def _cut(self) -> Decoded:
+        """The part, out of the whole's cache (which is made now if it is not there)."""
+        whole = copy(self)
+        whole.part, whole._uncached = Part(), None
+        data = self.part.of(whole.load())
+        names, variant = data.manifest.class_names, data.manifest.variant
+        return Decoded(data.train, data.test, names, variant, str(whole.images_file), self.signature())
 
     def _described(self) -> dict[str, Any]:
         if not (self.manifest_file.is_file() and self.images_file.is_file()):
@@ -178,6 +192,7 @@ class CachedDataset(Dataset):
             "version": self.version,
             "name": self.name,
             **self.settings(),
+            **self.part.settings(),
         }
 
     def _announce(self, error: Unusable) -> None:
@@ -234,7 +249,7 @@ class CachedDataset(Dataset):
     @contextmanager
     def _claim(self) -> Iterator[None]:
         """Hold the lock of this cache, so that one process decodes and the others wait."""
-        lock = FileLock(self.images_file.with_name(f"{self.cache_name}.lock"))
+        lock = FileLock(self.images_file.with_suffix(".lock"))
         try:
             self.images_file.parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -6,7 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from backdoor_bench import seeding
+from backdoor_bench.dataset.augmentation import Augmentation
 from backdoor_bench.dataset.base import Data, Dataset, ImageSet, Manifest, describe
+from backdoor_bench.dataset.part import Part
 
 
 class Digits(Dataset):
@@ -16,6 +18,18 @@ class Digits(Dataset):
     """
 
     version = 1
+
+    def __init__(
+        self,
+        name: str,
+        augmentation: Augmentation,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+        max_train: int | None = None,
+        max_test: int | None = None,
+    ) -> None:
+        super().__init__(name, augmentation, mean, std)
+        self.part = Part(max_train, max_test)
 
     def load(self) -> Data:
         from sklearn.datasets import load_digits
@@ -33,7 +47,8 @@ class Digits(Dataset):
             is_test[members[order[: len(members) // 5]]] = True
         train, test = everything[~is_test], everything[is_test]
         names = tuple(str(digit) for digit in range(10))
-        return Data(train, test, describe(self.name, "digits (scikit-learn)", names, train, test), self.augmentation)
+        manifest = describe(self.name, "digits (scikit-learn)", names, train, test)
+        return self.part.of(Data(train, test, manifest, self.augmentation))
 
     def manifest(self) -> Manifest:
         return self.load().manifest

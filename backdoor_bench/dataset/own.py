@@ -44,8 +44,10 @@ class OwnDataset(CachedDataset):
         data_dir: str | Path = "./data",
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
+        max_train: int | None = None,
+        max_test: int | None = None,
     ) -> None:
-        super().__init__(name, augmentation, data_dir, False, mean, std)
+        super().__init__(name, augmentation, data_dir, False, mean, std, max_train, max_test)
         if not root:
             raise ConfigError(f"dataset={name} needs {self.wanted}")
         self.root = Path(root).expanduser().resolve()

@@ -123,8 +123,10 @@ class ResizableDataset(PublishedDataset):
         image_size: int | Sequence[int] | None = None,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
+        max_train: int | None = None,
+        max_test: int | None = None,
     ) -> None:
-        super().__init__(name, augmentation, data_dir, download, mean, std)
+        super().__init__(name, augmentation, data_dir, download, mean, std, max_train, max_test)
         self.size = parse_size(image_size)
 
     def settings(self) -> dict[str, Any]:

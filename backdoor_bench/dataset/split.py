@@ -59,13 +59,7 @@ class Regime:
                 )
             return [self.spc] * len(class_sizes)
         assert self.clean_ratio is not None
-        ratio = Fraction(str(self.clean_ratio))
-        exact = [ratio * size for size in class_sizes]
-        counts = [int(share) for share in exact]
-        missing = int(sum(exact) + Fraction(1, 2)) - sum(counts)
-        by_remainder = sorted(range(len(exact)), key=lambda c: (counts[c] - exact[c], c))
-        for label in by_remainder[:missing]:
-            counts[label] += 1
+        counts = apportion(Fraction(str(self.clean_ratio)), class_sizes)
         if max(counts) < 2:
             raise DataError(
                 f"clean_ratio={self.clean_ratio} of {sum(class_sizes)} images leaves {sum(counts)} over "
@@ -73,6 +67,20 @@ class Regime:
                 "use a larger ratio or spc=2"
             )
         return counts
+
+
+def apportion(ratio: Fraction, class_sizes: list[int]) -> list[int]:
+    """``ratio`` of each class, rounded down; what the sum, half rounded up, then lacks goes to the largest remainders.
+
+    Of equal remainders the lower label comes first.
+    """
+    exact = [ratio * size for size in class_sizes]
+    counts = [int(share) for share in exact]
+    missing = int(sum(exact) + Fraction(1, 2)) - sum(counts)
+    by_remainder = sorted(range(len(exact)), key=lambda label: (counts[label] - exact[label], label))
+    for label in by_remainder[:missing]:
+        counts[label] += 1
+    return counts
 
 
 @dataclass(frozen=True)
