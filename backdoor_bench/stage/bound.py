@@ -77,8 +77,11 @@ def find_sites(network: nn.Module, wanted: Sites = None, images: Tensor | None =
 
 
 def fixed_augmentation(view: DefenderView) -> ImageSet:
-    """The training images, augmented once: UNIT's code draws when it builds its tensors and never again."""
-    draws = view.generator("augmentation", view.device)
+    """The training images, augmented once: UNIT's code draws when it builds its tensors and never again.
+
+    The same draw for every stage that asks: bounds are tightened on the images that their statistics come from.
+    """
+    draws = view.for_stage("fixed augmentation").generator("augmentation", view.device)
     parts = []
     for stored in view.train.images.split(1000):
         images = view.augmentation(view.numerics.images(stored), draws)
@@ -138,7 +141,9 @@ def initial_bounds(moments: Mapping[str, tuple[Tensor, Tensor]], z: float) -> di
 class Bound(Stage):
     """Bounds of every activation unit from clean statistics; what the network computes is left as it is.
 
-    Of a transformer the outputs of attention blocks are bounded too. The images are augmented once. Eval mode.
+    Of a transformer the outputs of attention blocks are bounded too. The images are augmented once. Eval mode. The
+    published ResNet18 clips behind the sum of each residual block; a pre-activation network has no activation there,
+    so what its shortcuts carry, and its last feature map, are not bounded.
 
     Args:
         z: deviations above the mean.
@@ -148,6 +153,8 @@ class Bound(Stage):
         augment: statistics of images that were augmented once, as in the authors' code; the paper does not say.
         batch_size: images per forward; no effect on the result.
     """
+
+    version = 2
 
     def __init__(
         self,

@@ -76,10 +76,12 @@ class Tighten(TrainingStage):
         eps: tolerated drop of the validation accuracy, a fraction; 0.02 in the paper, 0.03 in the authors' code.
         alpha: the initial weight of R.
         alpha_rule: ``code``: doubled after 5 steps in a row within the tolerance (set to its initial value if below
-            it), divided by 2^1.5 after 5 outside; ``paper``: doubled or halved at every step.
+            it; the authors' next doubling comes after 4 steps, not 5), divided by 2^1.5 after 5 outside; ``paper``:
+            doubled or halved at every step.
         augment: training images augmented once, as in the authors' code.
     """
 
+    version = 2
     train_mode = False
     uses_validation = True
 

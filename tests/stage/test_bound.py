@@ -100,6 +100,9 @@ def test_the_augmentation_is_drawn_once(defender_view: DefenderView) -> None:
     first, second = fixed_augmentation(view), fixed_augmentation(view)
     assert torch.equal(first.images, second.images)
     assert not torch.equal(first.images, view.train.images)
+    # What is tightened on are the images that the statistics came from.
+    statistics, tightened = (fixed_augmentation(view.for_stage(name)) for name in ("bound", "tighten"))
+    assert torch.equal(statistics.images, tightened.images)
     assert torch.equal(fixed_augmentation(defender_view).images, defender_view.train.images)
 
 
