@@ -6,6 +6,8 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +21,17 @@ PACKAGES = ("backdoor_bench", "torch", "torchvision", "lightning", "torchmetrics
 def describe() -> dict[str, Any]:
     """Versions, processor, threads and code revision. Recorded, never hashed."""
     return {**_fixed(), "threads": torch.get_num_threads()}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """``count`` threads for torch's arithmetic on the CPU inside the block, as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache

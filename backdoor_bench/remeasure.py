@@ -1,7 +1,8 @@
 """Measure a stored network again: ``python -m backdoor_bench.remeasure KEY``.
 
-KEY is a victim's, or that of a run whose purified network was saved. The stored configuration is somebody's file: what
-it names is instantiated only if it is ours (see :mod:`backdoor_bench.trust`).
+KEY is a victim's, or that of a run whose purified network was saved. Unless told otherwise it is measured as it was
+recorded, on the same kind of device with as many threads: there the figures come out exactly. The stored configuration
+is somebody's file: what it names is instantiated only if it is ours (see :mod:`backdoor_bench.trust`).
 """
 
 from __future__ import annotations
@@ -53,9 +54,20 @@ class Remeasured:
 
 
 def remeasure(
-    store: Store, key: str, data_dir: str | None = None, device: str = "auto", trust: Sequence[str] = ()
+    store: Store,
+    key: str,
+    data_dir: str | None = None,
+    device: str = "auto",
+    trust: Sequence[str] = (),
+    threads: int | None = None,
 ) -> Remeasured:
     """Load a victim or purified network by key and measure it on its data set.
+
+    Args:
+        data_dir: where the data set is; None: where it was.
+        device: cpu, cuda or cuda:N; auto: the recorded kind if this machine has it, else what it has.
+        trust: packages besides backdoor_bench whose classes the stored configuration may name.
+        threads: of the CPU, while it is measured; None: as recorded, if this machine has as many cores.
 
     Raises:
         StoreError: no such key, or the data set here is not the one it was measured on.
@@ -70,10 +82,13 @@ def remeasure(
     victim = store.load("victims", stored.manifest["victim"]) if "victim" in stored.manifest else stored
     if victim is None:
         raise StoreError(f"the victim {stored.manifest['victim']} of {key} is not in {store.root}")
-    numerics = _numerics(stored.manifest["numerics"], device)
-    evaluator = _evaluator(victim, numerics, data_dir, trust)
-    measured = evaluator.measure(load_network(victim, stored, numerics, trust))
-    same = stored.manifest["environment"] | {"revision": None} == environment.describe() | {"revision": None}
+    numerics, recorded = _numerics(stored.manifest["numerics"], device), stored.manifest["environment"]
+    if threads is None and recorded["threads"] in range(1, (os.cpu_count() or 1) + 1):
+        threads = recorded["threads"]
+    with environment.threads(threads or torch.get_num_threads()):
+        evaluator = _evaluator(victim, numerics, data_dir, trust)
+        measured = evaluator.measure(load_network(victim, stored, numerics, trust))
+        same = recorded | {"revision": None} == environment.describe() | {"revision": None}
     same = same and stored.manifest["numerics"] == numerics.describe()
     return Remeasured(Measurement(**stored.manifest["measured"]), measured, same)
 
@@ -113,7 +128,9 @@ def _evaluator(victim: Stored, numerics: Numerics, data_dir: str | None, trust: 
 
 
 def _numerics(recorded: Mapping[str, Any], device: str) -> Numerics:
-    """As recorded, except for the device."""
+    """As recorded; the device, if another is asked for or that kind is not here, is another."""
+    if device == "auto" and (recorded["device"] != "cuda" or torch.cuda.is_available()):
+        device = recorded["device"]
     return Numerics.resolve(device, recorded["precision"], recorded["channels_last"])
 
 
@@ -125,14 +142,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("key", help="a victim's key, or that of a run with save_purified=true")
     parser.add_argument("--store-dir", default=os.environ.get("BACKDOOR_BENCH_STORE", "./store"))
     parser.add_argument("--data-dir", default=os.environ.get("BACKDOOR_BENCH_DATA"))
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="as recorded, for bitwise equality on a CPU")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; by default the recorded kind if it is here")
+    parser.add_argument("--threads", type=int, help="of the CPU; by default as recorded, if there are as many cores")
     parser.add_argument("--trust", nargs="*", default=[], metavar="PACKAGE")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     try:
-        result = remeasure(Store(options.store_dir), options.key, options.data_dir, options.device, options.trust)
+        result = remeasure(
+            Store(options.store_dir), options.key, options.data_dir, options.device, options.trust, options.threads
+        )
     except BenchError as error:
         progress.say(f"error: {error}")
         return 1

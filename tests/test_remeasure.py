@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from backdoor_bench import environment, experiment, remeasure
 from backdoor_bench.bench import Bench
@@ -71,7 +72,7 @@ def tamper(done: Done) -> Iterator[Callable[..., None]]:
 
 
 def test_a_victim_is_measured_again_exactly(done: Done) -> None:
-    again = remeasure.remeasure(done.store, done.victim, device="cpu")
+    again = remeasure.remeasure(done.store, done.victim)
     assert again.recorded == again.measured == Measurement(**done.record["before"])
     assert again.same_setting
     assert again.agrees
@@ -79,7 +80,7 @@ def test_a_victim_is_measured_again_exactly(done: Done) -> None:
 
 
 def test_a_purified_network_is_measured_again_exactly(done: Done) -> None:
-    again = remeasure.remeasure(done.store, done.record["key"], device="cpu")
+    again = remeasure.remeasure(done.store, done.record["key"])
     assert again.measured == Measurement(*(done.record[name] for name in ("acc", "asr", "ra")))
     assert again.agrees
 
@@ -87,7 +88,7 @@ def test_a_purified_network_is_measured_again_exactly(done: Done) -> None:
 def test_a_clean_network_has_acc_alone(compose, tmp_path) -> None:
     store = Store(tmp_path)
     record = experiment.run(compose(), Bench(store)).record
-    again = remeasure.remeasure(store, record["victim"], device="cpu")
+    again = remeasure.remeasure(store, record["victim"])
     assert again.measured == Measurement(record["acc"])
     assert again.agrees
 
@@ -129,7 +130,7 @@ def test_foreign_code_in_a_victim_is_refused(done: Done, tamper, tmp_path: Path,
     tamper("victims", [*place[:-1], "_args_"], [f"touch {flag}"])
     for key in (done.victim, done.record["key"]):
         with pytest.raises(UntrustedError, match=r"'os\.system'.*nothing was executed"):
-            remeasure.remeasure(done.store, key, device="cpu")
+            remeasure.remeasure(done.store, key)
     assert not flag.exists()
 
 
@@ -138,7 +139,7 @@ def test_foreign_code_inside_a_node_is_refused(done: Done, tamper, tmp_path: Pat
     for name, option in (("model", "width"), ("attack", "size"), ("dataset", "name")):
         tamper("victims", ["config", name, option], {"_target_": "os.system", "command": f"touch {flag}"})
         with pytest.raises(UntrustedError, match=r"os\.system"):
-            remeasure.remeasure(done.store, done.victim, device="cpu")
+            remeasure.remeasure(done.store, done.victim)
         tamper("victims", ["config", name, option], done.config[name][option])
     assert not flag.exists()
 
@@ -148,7 +149,7 @@ def test_a_foreign_addition_is_refused(done: Done, tamper, tmp_path: Path) -> No
     entry = {"site": "backbone.pool", "kind": "os.system", "settings": {"command": f"touch {flag}"}}
     tamper("purified", ["additions"], [entry])
     with pytest.raises(UntrustedError, match=r"os\.system"):
-        remeasure.remeasure(done.store, done.record["key"], device="cpu")
+        remeasure.remeasure(done.store, done.record["key"])
     assert not flag.exists()
 
 
@@ -167,27 +168,65 @@ def test_a_stored_file_downloads_nothing(done: Done, tamper) -> None:
     dataset["augmentation"] = done.config["dataset"]["augmentation"]
     tamper("victims", ["config", "dataset"], {**dataset, "data_dir": str(done.store.root / "nothing")})
     with pytest.raises(Exception, match="download=true"):
-        remeasure.remeasure(done.store, done.victim, device="cpu")
+        remeasure.remeasure(done.store, done.victim)
 
 
 def test_other_test_images_are_refused(done: Done, tamper) -> None:
     tamper("victims", ["test_sha256"], "0")
     with pytest.raises(StoreError, match=r"the test images of digits \(scikit-learn\) here are not those"):
-        remeasure.remeasure(done.store, done.victim, device="cpu")
+        remeasure.remeasure(done.store, done.victim)
 
 
 def test_tensors_that_do_not_fit(done: Done, tamper) -> None:
     tamper("victims", ["config", "model", "width"], 3)
     with pytest.raises(StoreError, match=f"the tensors of {done.victim} do not fit its configuration"):
-        remeasure.remeasure(done.store, done.victim, device="cpu")
+        remeasure.remeasure(done.store, done.victim)
 
 
 def test_another_setting_is_said(done: Done, monkeypatch) -> None:
     described = environment.describe()
     monkeypatch.setattr(environment, "describe", lambda: {**described, "revision": "another"})
-    assert remeasure.remeasure(done.store, done.victim, device="cpu").same_setting
+    assert remeasure.remeasure(done.store, done.victim).same_setting
     monkeypatch.setattr(environment, "describe", lambda: {**described, "threads": 99})
-    assert not remeasure.remeasure(done.store, done.victim, device="cpu").same_setting
+    assert not remeasure.remeasure(done.store, done.victim).same_setting
+
+
+def test_threads_are_as_recorded_unless_told_otherwise(done: Done, monkeypatch) -> None:
+    recorded, other = torch.get_num_threads(), torch.get_num_threads() + 1
+    with environment.threads(other):
+        assert remeasure.remeasure(done.store, done.victim).same_setting
+        assert not remeasure.remeasure(done.store, done.victim, threads=other).same_setting
+        assert torch.get_num_threads() == other
+    assert torch.get_num_threads() == recorded
+
+
+def test_more_threads_than_cores_are_not_started(done: Done, tamper, monkeypatch) -> None:
+    tamper("victims", ["environment", "threads"], 10**6)
+    started = []
+    monkeypatch.setattr(torch, "set_num_threads", started.append)
+    assert not remeasure.remeasure(done.store, done.victim).same_setting
+    assert set(started) == {torch.get_num_threads()}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "here", "asked", "expected"),
+    [
+        ("cpu", True, "auto", "cpu"),
+        ("cpu", False, "auto", "cpu"),
+        ("cuda", True, "auto", "cuda"),
+        ("cuda", False, "auto", "cpu"),
+        ("cuda", True, "cpu", "cpu"),
+        ("cpu", True, "cuda", "cuda"),
+    ],
+)
+def test_the_device_is_of_the_recorded_kind_if_that_is_here(
+    monkeypatch, recorded: str, here: bool, asked: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: here)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    stored = {"device": recorded, "precision": "32-true", "channels_last": True}
+    assert remeasure._numerics(stored, asked).device.type == expected
 
 
 @pytest.mark.parametrize(
@@ -206,7 +245,7 @@ def test_agreement_is_exact_here_and_within_two_tenths_of_a_point_elsewhere(
 
 
 def test_the_command(done: Done, capsys) -> None:
-    assert remeasure.main([done.victim, "--store-dir", str(done.store.root), "--device", "cpu"]) == 0
+    assert remeasure.main([done.victim, "--store-dir", str(done.store.root)]) == 0
     out, err = capsys.readouterr()
     acc = f"{100 * done.record['before']['acc']:.2f}"
     assert f"ACC: recorded {acc} %, measured {acc} %" in out
@@ -215,7 +254,7 @@ def test_the_command(done: Done, capsys) -> None:
 
 def test_the_command_says_when_a_record_is_wrong(done: Done, tamper, capsys) -> None:
     tamper("victims", ["measured", "acc"], 0.123)
-    assert remeasure.main([done.victim, "--store-dir", str(done.store.root), "--device", "cpu"]) == 1
+    assert remeasure.main([done.victim, "--store-dir", str(done.store.root)]) == 1
     assert "does NOT agree" in capsys.readouterr().err
 
 

@@ -29,9 +29,9 @@ class Line(LightningModule):
         nn.init.zeros_(self.layer.bias)
         self.act, self.scheduler, self.lr, self.rates = act, scheduler, lr, []
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor | None:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
         labels = batch[1].float()
-        loss = (self.layer(torch.zeros(len(labels), 1))[:, 0] - labels).square().mean()
+        loss = (self.layer(labels.new_zeros(len(labels), 1))[:, 0] - labels).square().mean()
         self.rates.append(self.optimizers().param_groups[0]["lr"])
         return loss if self.act is None else self.act(self.global_step, loss)
 
@@ -112,7 +112,7 @@ def test_an_error_of_a_stage_comes_through() -> None:
 
 
 def test_the_module_is_left_on_the_device(monkeypatch) -> None:
-    """Lightning moves it to the CPU at the end; there is one device here, so its being placed is what can be seen."""
+    """Lightning moves it to the CPU at the end; on the CPU itself, its being placed is what can be seen."""
     placed = []
     monkeypatch.setattr(Numerics, "place", lambda self, module: placed.append((self.device, module)))
     line = Line()
@@ -124,8 +124,8 @@ def test_the_module_is_left_on_the_device(monkeypatch) -> None:
 def test_the_module_is_left_on_the_gpu() -> None:
     line = Line()
     data = ones(4, 2).data.to("cuda")
-    line.training_step = lambda batch, _: line.layer(torch.zeros(2, 1, device="cuda")).sum()  # type: ignore[method-assign]
-    training.fit(line, Batches(data, 2), 1, Numerics.resolve("cuda", "32-true"), "line")
+    history = training.fit(line, Batches(data, 2), 1, Numerics.resolve("cuda", "32-true"), "line")
+    assert history.loss == pytest.approx([0.5])  # the bias goes from 0 to 1 in the first of two steps
     assert line.layer.weight.device.type == "cuda"
 
 
