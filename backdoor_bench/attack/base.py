@@ -1,19 +1,19 @@
-"""Attack, Trigger, and Victim: what every attack gets, must say, and may change."""
+"""Attack and Trigger: what every attack gets, must say, and may change."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from backdoor_bench import seeding, training
-from backdoor_bench.dataset import Augmentation, Batches, Data, ImageSet
+from backdoor_bench import seeding
+from backdoor_bench.attack.victim import Victim, fit_victim, victim_draws
+from backdoor_bench.attack.view import AttackerView
+from backdoor_bench.dataset import Augmentation, Data, ImageSet
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.model import Network
 from backdoor_bench.numerics import Numerics
@@ -54,49 +54,21 @@ class Taxonomy:
 
 
 @dataclass(frozen=True)
-class AttackerView:
-    """What the attacker has: the whole training set, its labels, and the means to train networks.
-
-    ``new_network(**overrides)`` makes a fresh network of the victim's architecture (seeded by ``name``), e.g. with
-    another width.
-    """
-
-    train: ImageSet
-    num_classes: int
-    augmentation: Augmentation
-    numerics: Numerics
-    recipe: Recipe
-    seed: int
-    make_network: Callable[..., Network]
-
-    def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-        """A generator for one purpose, the same in every run with this seed."""
-        return seeding.generator(self.seed, "attack", name, device=device)
-
-    def new_network(self, name: str, **overrides: Any) -> Network:
-        with seeding.scope(self.seed, "attack", name):
-            return self.numerics.place(self.make_network(**overrides))
-
-    def fit(self, module: LightningModule, epochs: int, batch_size: int, title: str) -> History:
-        """Train a network of the attacker's own on the un-augmented training images (uint8 batches)."""
-        batches = Batches(self.train, batch_size, self.generator(title), drop_last=True)
-        with seeding.scope(self.seed, "attack", title, device=self.numerics.device):
-            return training.fit(module, batches, epochs, self.numerics, title)
-
-
-@dataclass(frozen=True)
 class Poisoned:
     """A training set after the attacker had it.
 
     Args:
         data: what the victim is trained on.
         altered: (N,) bool, True where the image is no longer the clean one; None: no fixed poison set.
-        ratio: altered images over all images; for attacks without a fixed set, the share per step.
+        ratio: poisoned images over all images; for attacks without a fixed set, the share per step.
+        covers: (N,) bool, True where an altered image keeps its true label so that the trigger alone tells less
+            (cover samples, negatives); not counted in ``ratio``. None: there are none.
     """
 
     data: ImageSet
     altered: Tensor | None
     ratio: float
+    covers: Tensor | None = None
 
 
 class Attack(ABC):
@@ -104,8 +76,12 @@ class Attack(ABC):
 
     A subclass names its ``taxonomy`` and builds its ``trigger``. A trigger that is drawn or learned does so in
     :meth:`prepare`. Data poisoning needs nothing else: :meth:`poison` draws the images from the seed, stamps them
-    before augmentation, rounds them to uint8 and relabels. An attack that controls the training overrides
-    :meth:`poison` to leave the data alone and :meth:`training_batch` to change what each step sees.
+    before augmentation, rounds them to uint8 and relabels; where training images get another trigger than test
+    images, or some keep their labels, it is overridden and calls :meth:`stamped`.
+
+    An attack that controls the training overrides :meth:`poison` to leave the data alone and :meth:`training_batch`
+    to change what each step sees (after augmentation with ``augment_first``). One with a loss, optimisers or phases of
+    its own, or whose trigger learns together with the victim, overrides :meth:`train`.
 
     Args:
         poisoning_ratio: poisoned images over *all* training images, in (0, 1).
@@ -114,7 +90,9 @@ class Attack(ABC):
     """
 
     version: ClassVar[int] = 1
-    taxonomy: ClassVar[Taxonomy]
+    augment_first: ClassVar[bool] = False
+    taxonomy: Taxonomy
+    """Of the class; an attack published with both kinds of label sets it before ``super().__init__``."""
 
     def __init__(
         self,
@@ -145,20 +123,46 @@ class Attack(ABC):
 
     def poison(self, view: AttackerView, trigger: Trigger) -> Poisoned:
         """The training set with the trigger stamped on the chosen images, and their labels changed."""
-        chosen = self.choose(view)
+        return self.stamped(view, trigger, self.choose(view))
+
+    def stamped(self, view: AttackerView, trigger: Trigger, chosen: Tensor, covers: Tensor | None = None) -> Poisoned:
+        """A copy of the training set, ``trigger`` on both kinds of images, the attack's labels on the chosen ones.
+
+        Args:
+            view: the attacker's.
+            trigger: as training images get it; it may draw, as it is applied once.
+            chosen: (n,) int64, the positions to poison.
+            covers: (m,) int64, others, which keep their labels; see :class:`Poisoned`.
+        """
         images, labels = view.train.images.clone(), view.train.labels.clone()
-        for part in chosen.to(images.device).split(1000):
+        touched = chosen if covers is None else torch.cat([chosen, covers])
+        for part in touched.to(images.device).split(1000):
             images[part] = stamp(trigger, images[part], view.numerics)
         labels[chosen] = self.attack_labels(labels[chosen], view.num_classes)
-        altered = torch.zeros(len(labels), dtype=torch.bool)
-        altered[chosen.cpu()] = True
-        return Poisoned(ImageSet(images, labels), altered, len(chosen) / len(labels))
+        altered, covering = torch.zeros(2, len(labels), dtype=torch.bool)
+        altered[touched.cpu()] = True
+        if covers is not None:
+            covering[covers.cpu()] = True
+        ratio = len(chosen) / len(labels)
+        return Poisoned(ImageSet(images, labels), altered, ratio, None if covers is None else covering)
 
     def training_batch(
         self, images: Tensor, labels: Tensor, trigger: Trigger, num_classes: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """What a training step sees of a batch of float images before augmentation. Default: the batch."""
+        """What a training step sees of a batch of float images, before augmentation (or after it, with
+        ``augment_first``). Default: the batch."""
         return images, labels
+
+    def train(self, network: Network, trigger: Trigger, poisoned: Poisoned, view: AttackerView) -> History:
+        """Train the victim in place, as the recipe says.
+
+        An override builds what it needs of these parts: a subclass of :class:`Victim` with another loss or more
+        optimisers for :func:`fit_victim`, or several fits (``view.fit``) one after the other. ``trigger`` comes
+        frozen and in eval mode; whoever trains it on says so, and it is frozen again afterwards.
+        """
+        augmentation, draws = self.augmentation(view.augmentation), victim_draws(view.seed, view.numerics)
+        victim = Victim(network, view.recipe, augmentation, view.numerics, draws, self, trigger)
+        return fit_victim(victim, poisoned.data, view.seed)
 
     def augmentation(self, dataset: Augmentation) -> Augmentation:
         """The augmentation of the victim's training. Default: the data set's."""
@@ -202,37 +206,6 @@ def stamp(trigger: Trigger, stored: Tensor, numerics: Numerics) -> Tensor:
     return painted.mul(255).round().clamp(0, 255).to(torch.uint8).contiguous().to(stored.device)
 
 
-class Victim(LightningModule):
-    """A network in training on what the attacker made of the data: the attack's batch, then augmentation, then CE."""
-
-    def __init__(
-        self,
-        network: Network,
-        recipe: Recipe,
-        augmentation: Augmentation,
-        numerics: Numerics,
-        generator: torch.Generator,
-        attack: Attack | None = None,
-        trigger: Trigger | None = None,
-    ) -> None:
-        super().__init__()
-        self.network, self.recipe, self.augmentation, self.numerics = network, recipe, augmentation, numerics
-        self.attack, self.generator = attack, generator
-        # Not a submodule: what the attacker learned is not the victim's to train.
-        self._trigger = (trigger,)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        stored, labels = batch
-        images = self.numerics.images(stored)
-        if self.attack is not None and self._trigger[0] is not None:
-            classes = self.network.num_classes
-            images, labels = self.attack.training_batch(images, labels, self._trigger[0], classes, self.generator)
-        return F.cross_entropy(self.network(self.augmentation(images, self.generator)), labels)
-
-    def configure_optimizers(self) -> Any:
-        return training.optimisers(self, self.network.parameters(), self.recipe.optimizer, self.recipe.scheduler)
-
-
 @dataclass(frozen=True)
 class TrainedVictim:
     """A victim as it left training; ``altered`` and ``ratio`` are as in :class:`Poisoned`."""
@@ -258,25 +231,22 @@ def train_victim(
     """
     with seeding.scope(seed, "network"):
         network = numerics.place(make_network())
-    augmentation, trigger, poisoned = data.augmentation, None, Poisoned(data.train, None, 0.0)
-    if attack is not None:
-        attack.check(data.num_classes)
-        view = AttackerView(data.train, data.num_classes, data.augmentation, numerics, recipe, seed, make_network)
-        trigger = attack.trigger(data.manifest.image_size).to(numerics.device)
-        attack.prepare(trigger, view)
-        trigger.eval().requires_grad_(False)
-        poisoned = attack.poison(view, trigger)
-        augmentation = attack.augmentation(data.augmentation)
-    draws = seeding.generator(seed, "victim", "augmentation", device=numerics.device)
-    victim = Victim(network, recipe, augmentation, numerics, draws, attack, trigger)
-    order = seeding.generator(seed, "victim", "order")
-    batches = Batches(poisoned.data, recipe.batch_size, order, recipe.drop_last)
-    with seeding.scope(seed, "victim", device=numerics.device):
-        network.train()
-        history = training.fit(victim, batches, recipe.epochs, numerics, "train the victim")
+    if attack is None:
+        draws = victim_draws(seed, numerics)
+        history = fit_victim(Victim(network, recipe, data.augmentation, numerics, draws), data.train, seed)
+        return TrainedVictim(network.eval(), None, None, 0.0, history)
+    attack.check(data.num_classes)
+    view = AttackerView(data.train, data.num_classes, data.augmentation, numerics, recipe, seed, make_network)
+    trigger = attack.trigger(data.manifest.image_size).to(numerics.device)
+    attack.prepare(trigger, view)
+    trigger.eval().requires_grad_(False)
+    poisoned = attack.poison(view, trigger)
+    history = attack.train(network, trigger, poisoned, view)
+    trigger.eval().requires_grad_(False)
     return TrainedVictim(network.eval(), trigger, poisoned.altered, poisoned.ratio, history)
 
 
 __all__ = [
-    "Attack", "AttackerView", "Poisoned", "Taxonomy", "TrainedVictim", "Trigger", "Victim", "stamp", "train_victim",
+    "Attack", "AttackerView", "Poisoned", "Taxonomy", "TrainedVictim", "Trigger", "Victim", "fit_victim", "stamp",
+    "train_victim", "victim_draws",
 ]  # fmt: skip
