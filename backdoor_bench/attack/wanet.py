@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backdoor_bench.attack.base import Attack, AttackerView, Poisoned, Taxonomy, Trigger
+from backdoor_bench.attack.rows import split_rows
 from backdoor_bench.dataset import Augmentation
 from backdoor_bench.errors import ConfigError
 
@@ -127,18 +127,11 @@ class WaNet(Attack):
         self, images: Tensor, labels: Tensor, trigger: Trigger, num_classes: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(trigger, WarpTrigger)
-        batch, (height, width) = len(images), images.shape[2:]
-        few = math.floor(self.poisoning_ratio * batch)
-        most = min(batch, few + 1 + int((few + 1) * self.cross_ratio))
-        # How many rows of each kind is known on the device only: the host would have to wait for the coin. So the most
-        # rows that either outcome needs are warped, and masks tell which of them count.
-        coin = torch.rand((), generator=generator, device=generator.device) < self.poisoning_ratio * batch - few
-        uniform = torch.rand(most, height, width, 2, generator=generator, device=generator.device) * 2 - 1
-        backdoors = (few + coin.long()).to(images.device)
-        crosses = (backdoors * self.cross_ratio).long()
-        row = torch.arange(batch, device=images.device)
-        backdoor, touched = row < backdoors, row < backdoors + crosses
-        grids = jitter(trigger.grid, uniform.to(images.device) * ~backdoor[:most, None, None, None])
-        painted = torch.where(touched[:most, None, None, None], warp(images[:most], grids), images[:most])
-        labels = torch.where(backdoor, self.attack_labels(labels, num_classes), labels)
-        return torch.cat([painted, images[most:]]), labels
+        height, width = images.shape[2:]
+        rows = split_rows(len(images), self.poisoning_ratio, self.cross_ratio, generator, images.device)
+        uniform = torch.rand(rows.most, height, width, 2, generator=generator, device=generator.device) * 2 - 1
+        shown = slice(rows.most)
+        grids = jitter(trigger.grid, uniform.to(images.device) * ~rows.backdoor[shown, None, None, None])
+        painted = torch.where(rows.touched[shown, None, None, None], warp(images[shown], grids), images[shown])
+        labels = torch.where(rows.backdoor, self.attack_labels(labels, num_classes), labels)
+        return torch.cat([painted, images[rows.most :]]), labels
