@@ -28,6 +28,14 @@ from backdoor_bench.errors import ConfigError, IncompatibleError
 from backdoor_bench.model import Network
 from backdoor_bench.numerics import Numerics
 
+SMALL = [
+    "attack.generator_width=2",
+    "attack.surrogate_width=2",
+    "attack.clean_epochs=1",
+    "attack.generator_epochs=1",
+    "attack.batch_size=16",
+]
+
 
 def tiny(**options: Any) -> Combat:
     short = {"generator_width": 2, "clean_epochs": 1, "generator_epochs": 1, "batch_size": 16, "poisoning_ratio": 0.125}
