@@ -152,7 +152,7 @@ def _attack(config: Mapping[str, Any], store: Store, key: str) -> dict[str, Any]
     node = _manifest(store, key)["config"]["attack"]
     if node is None:
         raise ConfigError(f"trigger={key} is a clean network and has no trigger; name a victim of an attack")
-    trusted_instance(node, Attack, config["trust"])
+    trusted_instance(node, Attack, config["trust"], nested=Attack)  # one may wrap another
     asked = config.get("attack")
     if asked is not None and asked["_target_"] != node["_target_"]:
         raise ConfigError(
