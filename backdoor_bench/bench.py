@@ -164,7 +164,7 @@ class Bench:
 
     def _train(self, plan: Plan, data: Data) -> Stored:
         attack = _attack(plan)
-        make_network = partial(start_model, plan.config["model"], data.num_classes)
+        make_network = partial(start_model, plan.config["model"], num_classes=data.num_classes)
         recipe = configuration.make_recipe(dict(plan.config["recipe"]))
         trained = train_victim(data, make_network, attack, recipe, plan.numerics, plan.config["seed"])
         measured = self.evaluator(plan, data, trained.trigger).measure(trained.network)
