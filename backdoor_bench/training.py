@@ -24,7 +24,7 @@ from backdoor_bench.errors import DivergedError, IncompatibleError
 from backdoor_bench.numerics import Numerics
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-MakeScheduler = Callable[..., LRScheduler]
+MakeScheduler = Callable[..., LRScheduler | dict[str, Any]]
 
 LOSS = "mean training loss"
 """What a schedule that waits for a plateau is told of each epoch."""
@@ -157,19 +157,26 @@ def optimisers(
 ) -> Any:
     """What ``configure_optimizers`` returns for one optimiser and an optional schedule.
 
-    A schedule whose constructor takes ``total_steps`` (OneCycleLR) is given it and moves by step, others by epoch;
-    ReduceLROnPlateau by the mean training loss of the epoch.
+    A schedule whose constructor takes ``total_steps`` (OneCycleLR) is given it and moves by step, and so does one in
+    :func:`by_step`; others by epoch; ReduceLROnPlateau by the mean training loss of the epoch.
     """
     made = optimizer(parameters)
     if scheduler is None:
         return made
     if "total_steps" not in inspect.signature(scheduler).parameters:
         schedule = scheduler(made)
+        if isinstance(schedule, dict):
+            return {"optimizer": made, "lr_scheduler": schedule}
         if isinstance(schedule, ReduceLROnPlateau):
             return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "monitor": LOSS}}
         return {"optimizer": made, "lr_scheduler": schedule}
     total = int(module.trainer.estimated_stepping_batches)
     return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler(made, total_steps=total), "interval": "step"}}
+
+
+def by_step(optimizer: Optimizer, scheduler: Callable[[Optimizer], LRScheduler]) -> dict[str, Any]:
+    """A schedule that moves by step where it would move by epoch; in YAML around it, with ``_partial_: true``."""
+    return {"scheduler": scheduler(optimizer), "interval": "step"}
 
 
 def require_finite(network: nn.Module, title: str) -> None:

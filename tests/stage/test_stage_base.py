@@ -17,6 +17,7 @@ from backdoor_bench.dataset import Batches, ImageSet
 from backdoor_bench.errors import DivergedError, IncompatibleError
 from backdoor_bench.model import anatomy
 from backdoor_bench.stage import DefenderView, Mask, Output, Reference, Scores, Stage, TrainingStage
+from backdoor_bench.training import by_step
 
 State = dict[str, Tensor]
 
@@ -162,6 +163,9 @@ def test_a_schedule_runs_over_the_epochs(network: nn.Module, defender_view: Defe
     cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2)
     make(Rates, batch_size=40, scheduler=cosine).run(network, defender_view)
     assert rates == pytest.approx([0.05, 0.025])
+    rates.clear()
+    make(Rates, batch_size=20, scheduler=partial(by_step, scheduler=cosine)).run(network, defender_view)
+    assert rates == pytest.approx([0.05, 0.025, 0, 0.025])  # two steps an epoch; it rises again behind T_max
 
 
 def test_a_fit_that_diverges_says_so(network: nn.Module, defender_view: DefenderView) -> None:
