@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("key", help="a victim's key, or that of a run with save_purified=true")
     parser.add_argument("--store-dir", default=os.environ.get("BACKDOOR_BENCH_STORE", "./store"))
     parser.add_argument("--data-dir", default=os.environ.get("BACKDOOR_BENCH_DATA"))
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; by default the recorded kind if it is here")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; by default as recorded, if it is here")
     parser.add_argument("--threads", type=int, help="of the CPU; by default as recorded, if there are as many cores")
     parser.add_argument("--trust", nargs="*", default=[], metavar="PACKAGE")
     options = parser.parse_args(arguments)
