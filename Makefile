@@ -78,7 +78,7 @@ $(PY):
 $(VENV)/.installed: pyproject.toml requirements.lock | $(PY)
 	@set -e; $(FIND_UV); test -t 2 && quiet= || quiet=--quiet; \
 	echo "installing the locked packages (about 5 GB with CUDA's libraries; a minute or so)"; \
-	if test -n "$$uv" && "$$uv" pip install $$quiet --python $(PY) --require-hashes -r requirements.lock; then :; else \
+	if test -n "$$uv" && "$$uv" pip install $$quiet --compile-bytecode --python $(PY) --require-hashes -r requirements.lock; then :; else \
 		echo "uv did not work here; installing with pip" >&2; \
 		$(PY) -m pip install $$quiet --require-hashes -r requirements.lock; \
 	fi; \
