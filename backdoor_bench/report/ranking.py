@@ -95,7 +95,7 @@ def duels(runs: DataFrame) -> list[Duel]:
     """
     keys = list(PAIRED)
     found = []
-    for baseline in BASELINES:
+    for baseline in filter(None, (label.own(runs.defense_label, name) for name in BASELINES)):
         base = runs[runs.defense_label == baseline].set_index(keys)[list(CRITERIA)]
         for name, own in runs[runs.defense_label != baseline].groupby("defense_label"):
             pairs = own.set_index(keys)[list(CRITERIA)].join(base, rsuffix="_base", how="inner")
@@ -174,8 +174,9 @@ def _duels(found: list[Duel], place: str, left: list[str], name: str) -> Table:
         columns += [Column(f"Δ{NAMES[criterion]}", NAMES[criterion]), Column("w/t/l", NAMES[criterion])]
     columns += [Column("beats at once", numeric=False), Column("medians lower", numeric=False)]
     rows = [Row(_line(duel), duel.baseline) for duel in found]
-    both = [d for d in dict.fromkeys(duel.defense for duel in found)
-            if {duel.baseline for duel in found if duel.defense == d and duel.beats} == set(BASELINES)]  # fmt: skip
+    beaten = {name: {label.method(d.baseline) for d in found if d.defense == name and d.beats}
+              for name in dict.fromkeys(duel.defense for duel in found)}  # fmt: skip
+    both = [name for name, baselines in beaten.items() if baselines == set(BASELINES)]
     open_ = sorted({duel.defense for duel in found if _open(duel)})
     answer = f"Better than FP and FT on ASR, RDR and ARR at once, beyond the uncertainty: {', '.join(both) or 'none'}."
     answer += f" Too few victims or pairs to say (under {FEWEST}): {', '.join(open_)}." if open_ else ""

@@ -115,7 +115,7 @@ class Rows:
 
     def _run(self, record: Mapping[str, Any], source: str, name: str) -> dict[str, Any]:
         config, clean = record["config"], record.get("clean") or {}
-        recipe, defense, attack = config["recipe"], config.get("defense"), config.get("attack")
+        recipe, defense = config["recipe"], config.get("defense")
         before, status = record.get("before") or {}, record["status"]
         if status not in ("ok", "failed"):
             raise UnreadableError("incomplete", f"status is {str(status)[:LONGEST]!r}, neither ok nor failed")
@@ -166,19 +166,24 @@ class Rows:
             "device": self._text(record["numerics"], "device", True),
             "threads": _whole(record["environment"].get("threads")),
             "revision": self._text(record["environment"], "revision", True),
-            "attack_options": self._options(attack, ("poisoning_ratio",)),
+            **self.options(config),
+        }
+
+    def options(self, config: Mapping[str, Any]) -> dict[str, str | None]:
+        """The three ``*_options`` of a resolved configuration, a record's or one composed now."""
+        recipe, defense = config["recipe"], config.get("defense")
+        victim = {
+            "model": {k: v for k, v in config["model"].items() if k not in ("width", "mean", "std", "download")},
+            "recipe": {k: v for k, v in recipe.items() if k not in ("width", "lengths")},
+            "augmentation": config["dataset"].get("augmentation"),
+        }
+        return {
+            "attack_options": self._options(config.get("attack"), ("poisoning_ratio",)),
             "defense_options": self._options(
                 defense and {**defense, "clean_from": config.get("clean_from")},
                 ("name", "assumes", "requires", "instead"),
             ),
-            "victim_options": self._options(
-                {
-                    "model": {k: v for k, v in config["model"].items() if k not in ("width", "mean", "std")},
-                    "recipe": {k: v for k, v in recipe.items() if k not in ("width", "lengths")},
-                    "augmentation": config["dataset"].get("augmentation"),
-                },
-                (),
-            ),
+            "victim_options": self._options(victim, ()),
         }
 
     def _stage(self, run: Mapping[str, Any], position: int, stage: Mapping[str, Any]) -> tuple[Any, ...]:

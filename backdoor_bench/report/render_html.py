@@ -102,7 +102,7 @@ def _looks(cells: DataFrame) -> dict[str, tuple[str, str]]:
     found = {}
     for cell in cells.drop_duplicates(["defense_label", "assumes"]).to_dict("records"):
         victim = cell["defense_label"] == label.NO_DEFENSE
-        how = style.look(style.NO_DEFENSE if victim else cell["defense_label"])
+        how = style.look(style.NO_DEFENSE if victim else label.method(cell["defense_label"]))
         found[plain(_defense(cell))] = (how.color, how.marker)
     return found
 

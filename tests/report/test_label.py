@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from backdoor_bench.report import frame, label
+import pandas as pd
+import pytest
+
+from backdoor_bench import config as configuration
+from backdoor_bench.report import configured, frame, label
+from backdoor_bench.suspect.composed import compose
 from tests.report.conftest import Write
 
 FINETUNE = "config__defense__stages__finetune"
@@ -50,7 +56,7 @@ def test_a_victim_of_other_training_is_another_attack_label(write: Write, folder
 
 def test_other_presets_and_networks_are_no_ablations_of_each_other(write: Write, folder: Path) -> None:
     write(key="a")
-    write(key="b", preset="evidence", config__recipe__epochs=10, config__defense__epochs=5)
+    write(key="b", preset="another", config__recipe__epochs=10, config__defense__epochs=5)
     write(key="c", config__model__width=16, config__recipe__epochs=10)
     assert set(labels(folder).values()) == {"ft"}
     assert set(labels(folder, "attack_label").values()) == {"badnet"}
@@ -65,3 +71,75 @@ def test_a_long_difference_is_cut_and_stays_unique(write: Write, folder: Path) -
     found = labels(folder)
     assert found["c"] != found["d"]
     assert all(len(name) < 120 for name in found.values())
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The parts of a record that a run with these overrides has."""
+    config = configuration.plain(compose("dataset=cifar10", "preset=fast", *overrides))
+    return {
+        "preset": config["preset"]["name"], "architecture": "preact_resnet18", "defense": config["defense"]["name"],
+        "config": config,
+    }  # fmt: skip
+
+
+def test_the_configured_options_are_the_method_however_few_runs_have_them(write: Write, folder: Path) -> None:
+    ours, other = ("+attack=badnet", "+defense=tsbd"), "defense.stages.activeness_finetune.optimizer.lr=0.002"
+    write(key="a", **composed(*ours))
+    for number in range(3):
+        write(key=f"b{number}", repetition=number, **composed(*ours, other, "recipe.epochs=24"))
+    assert labels(folder)["a"] == "tsbd"
+    assert labels(folder)["b0"] == "tsbd [activeness_finetune.optimizer.lr=0.002]"
+    assert labels(folder, "attack_label") == {
+        "a": "badnet", **{f"b{number}": "badnet [recipe.epochs=24]" for number in range(3)},
+    }  # fmt: skip
+
+
+def test_a_label_means_the_same_without_the_runs_beside_it(write: Write, folder: Path) -> None:
+    write(key="a", **composed("+attack=badnet", "+defense=ft", "defense.stages.finetune.optimizer.lr=0.5"))
+    assert labels(folder) == {"a": "ft [finetune.optimizer.lr=0.5]"}
+
+
+def test_a_presets_own_values_are_in_its_name(write: Write, folder: Path) -> None:
+    scale = ("preset=scale", "preset.width=8", "preset.epochs=3", "+attack=badnet", "+defense=ft")
+    write(key="a", **composed(*scale))
+    write(key="b", victim="v1", **composed(*scale, "recipe.epochs=4"))
+    assert labels(folder, "attack_label") == {"a": "badnet", "b": "badnet [recipe.epochs=4]"}
+
+
+def test_an_option_that_a_record_does_not_know_yet_is_no_difference(write: Write, folder: Path) -> None:
+    """Records outlive options: one that came later is none of theirs, and a null says that there is nothing."""
+    record = composed("+attack=badnet", "+defense=tsbd")
+    del record["config"]["defense"]["stages"]["activeness_finetune"]["norm"]
+    record["config"]["defense"]["stages"]["unlearn"]["removed_since"] = None
+    write(key="a", **record)
+    assert labels(folder) == {"a": "tsbd"}
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("~defense.stages.prune", "fp [without prune]"),
+        ("stage@defense.stages.prune=skip", "fp [prune=Skip]"),
+        ("defense.stages.finetune.scheduler=null", "fp [finetune.scheduler=null]"),
+    ],
+)
+def test_what_was_taken_away_is_said_once(write: Write, folder: Path, override: str, text: str) -> None:
+    write(key="a", **composed("+attack=badnet", "+defense=fp", override))
+    assert labels(folder) == {"a": text}
+
+
+def test_what_conf_does_not_have_is_not_known() -> None:
+    assert configured.defense("cifar10", "fast", "ft") is not None
+    for place in (("nowhere", "fast", "ft"), ("cifar10", "made_up", "ft"), ("cifar10", "fast", "nothing")):
+        assert configured.defense(*place) is None
+    assert configured.attack("cifar10", "fast", "preact_resnet18", None) is not None
+    assert configured.attack("cifar10", "fast", "preact_resnet18", "nothing") is None
+    assert configured.attack("cifar10", "fast", "some_network", "badnet") is None
+
+
+def test_the_label_that_stands_for_a_method() -> None:
+    labels = pd.Series(["ft [lr=1]", "ft [lr=2]", "ft [lr=2]", "fp", "ftsam"])
+    assert label.own(labels, "ft") == "ft [lr=2]"
+    assert label.own(labels[:2], "ft") == "ft [lr=1]"  # of equally many, by letter
+    assert label.own(labels, "fp") == "fp"
+    assert label.own(labels, "anp") is None

@@ -38,7 +38,7 @@ def three(write: Write) -> None:
 def test_a_cell_says_n_and_spread(write: Write, folder: Path) -> None:
     three(write)
     (table,) = pivots(folder)
-    assert table.title == "cifar10, preact_resnet18 width 64, 10 % poisoned, clean data 5 %, preset published"
+    assert table.title == "cifar10, preact_resnet18 width 64, 10 % poisoned, clean data 5 %, preset made_up"
     lines = {row.cells[0][0]: row.cells[1:] for row in table.rows}
     assert list(lines) == ["none (victim)", "clp", "ft", "oracle* (knows the trigger)"]  # the privileged one is last
     acc, asr, ra, n = lines["ft"]

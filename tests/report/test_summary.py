@@ -61,7 +61,7 @@ def test_failed_and_weak_runs_are_counted_and_failed_ones_averaged_by_nobody(wri
 def test_settings_are_not_mixed(write: Write, folder: Path) -> None:
     write(key="a", acc=0.5, asr=0.1)
     for number, change in enumerate(
-        ({"poisoning_ratio": 0.01}, {"clean_ratio": 0.01}, {"preset": "evidence"}, {"architecture": "vgg19_bn"},
+        ({"poisoning_ratio": 0.01}, {"clean_ratio": 0.01}, {"preset": "another"}, {"architecture": "vgg19_bn"},
          {"variant": "cifar10 (jpeg)"}, {"spc": 2, "clean_ratio": None})
     ):  # fmt: skip
         write(key=f"b{number}", **change)

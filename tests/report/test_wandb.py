@@ -79,7 +79,7 @@ def test_a_run_per_run_with_filters(write: Write, folder: Path) -> None:
         assert run.summary[name] == RECORD[name], name
     assert [row["asr"] for row in run.history if "asr" in row] == [0.95, 0.3]
     assert {row["class"]: row["after"] for row in run.tables["triggered_as"]} == {0: 30, 1: 60, 3: 10}
-    assert set(run.tags) == {"cifar10", "preact_resnet18", "badnet", "published"}
+    assert set(run.tags) == {"cifar10", "preact_resnet18", "badnet", "made_up"}
 
 
 def test_a_killed_process_leaves_no_duplicate(write: Write, folder: Path) -> None:
