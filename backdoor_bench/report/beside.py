@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import backdoor_bench
 from backdoor_bench.report import published
-from backdoor_bench.report.layout import NAMES, WEAK, Cell, Column, Row, Table, counted, value
+from backdoor_bench.report.layout import NAMES, WEAK, Cell, Column, Row, Table, counted, number, value
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -18,6 +18,8 @@ HERE = ("dataset", "architecture", "poisoning_ratio", "clean_data", "attack", "d
 HEADS = {"architecture": "network", "poisoning_ratio": "poisoned", "clean_data": "clean data"}
 UNITS = {"poisoning_ratio": " poisoned", "clean_data": " clean data"}
 DIFFERENCES = ("acc", "asr")
+FARTHER = 2
+"""Of our other settings of a defense so many stand in the remarks; all are in the tables of what was measured."""
 
 
 def tables(cells: DataFrame) -> Iterator[Table]:
@@ -95,8 +97,17 @@ def _compared(row: Mapping[str, Any], match: published.Match | None, metrics: Se
     words = [f"{published.OTHER[kind]} [{legend.number(why)}]" for kind, why in match.other.items()]
     words += [f"caveat [{legend.number(why)}]" for why in match.caveats] if same else []
     words += ["made as [" + "] [".join(str(n) for n in legend.add(match.settings)) + "]"]
+    words += [f"farther: {_brief(c, metrics)}" for c in match.farther[:FARTHER]]
+    more = len(match.farther) - FARTHER
+    words += [f"and {more} more settings of it"] * (more > 0)
     own = [value(cell, m) if m != "der" or row["defense"] != "none" else ("",) for m in metrics]
     return [*own, counted(cell), *differences, tuple(words)]
+
+
+def _brief(cell: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """A cell in half a line."""
+    means = ", ".join(f"{NAMES[m]} {number(cell[f'{m}_mean'])}" for m in metrics if m in DIFFERENCES)
+    return f"{cell['defense_label']}: {means}, n = {cell['n']}"
 
 
 def _printed(row: Mapping[str, Any], metric: str) -> Cell:

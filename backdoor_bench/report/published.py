@@ -119,12 +119,15 @@ class Match:
         other: why ours is not the same object, by kind (``attack``); empty: it is, and a difference has a meaning.
         caveats: what may still set them apart.
         settings: where ours was made in another way than the published one.
+        farther: cells of ours that differ from this one in the defense's options alone, and are farther from the
+            published ones.
     """
 
     cell: Found
     other: Mapping[str, str]
     caveats: tuple[str, ...]
     settings: tuple[str, ...]
+    farther: tuple[Found, ...] = ()
 
 
 class Ours:
@@ -140,13 +143,15 @@ class Ours:
     def matches(self, row: Found) -> Iterator[Match]:
         """Cells with a published row's data set, network, attack, poisoning ratio, clean data and defense.
 
-        An ablation of ours stands beside a row only if none of our cells has the method's own options.
+        Of several that differ in the defense's options alone there is one: that which differs in the fewest from the
+        published, then the method's own, then that of the most runs. Victims come in the same order, each.
         """
         asked = _setting(row)
         if asked is None:
             return
+        found = []
         for objects in product(*(_objects(row, kind) for kind in OTHER)):
-            network, attack, defense = (found["ours"] for found in objects)
+            network, attack, defense = (known["ours"] for known in objects)
             cells = [
                 c for c in self._by_name.get((row["dataset"], attack, defense), ()) if c["architecture"] == network
             ]
@@ -154,16 +159,34 @@ class Ours:
             if row["defense"] != "none":
                 cells = [c for c in cells if _same_clean(row["clean_data"], c)]
                 cells = [c for c in cells if not asked or holds(asked, label.flat(c["defense_options"]))]
-            kept: dict[tuple[str, ...], Found] = {}
-            for cell in sorted(cells, key=lambda c: ("[" in c["defense_label"], -c["n"])):
-                kept.setdefault((cell["variant"], cell["network"], cell["preset"], cell["attack_label"]), cell)
-            yield from (_match(row, cell, dict(zip(OTHER, objects, strict=True))) for cell in kept.values())
+            groups: dict[tuple[str, ...], list[Found]] = {}
+            for cell in cells:
+                groups.setdefault((cell["variant"], cell["network"], cell["preset"], cell["attack_label"]), []).append(
+                    cell
+                )
+            for place, group in groups.items():
+                nearest, *rest = sorted(group, key=lambda c: _distance(row, asked, c))
+                far = len(_differences(row["paper"], "victim", _victim(nearest)))
+                match = _match(row, asked, nearest, dict(zip(OTHER, objects, strict=True)), tuple(rest))
+                found.append(((len(match.other), far, place), match))
+        yield from (match for _, match in sorted(found, key=lambda one: one[0]))
 
 
-def _match(row: Found, cell: Found, objects: Mapping[str, Found]) -> Match:
-    victim = {**label.flat(cell["attack_options"]), **label.flat(cell["victim_options"])}
-    if isinstance(cell["width"], int):
-        victim["width"] = cell["width"]
+def _distance(row: Found, asked: str, cell: Found) -> tuple[int, int, int, str]:
+    """How far a cell's defense is from a published row's, to order by."""
+    differ = _differences(row["paper"], row["defense"], label.flat(cell["defense_options"]), asked)
+    own = label.options(cell["defense_label"])
+    return len(differ), len(own.split(", ")) if own else 0, -cell["n"], cell["defense_label"]
+
+
+def _victim(cell: Found) -> dict[str, Any]:
+    """What determines a victim besides its trigger and data, by option."""
+    found = {**label.flat(cell["attack_options"]), **label.flat(cell["victim_options"])}
+    return {**found, "width": cell["width"]} if isinstance(cell["width"], int) else found
+
+
+def _match(row: Found, asked: str, cell: Found, objects: Mapping[str, Found], farther: tuple[Found, ...]) -> Match:
+    victim = _victim(cell)
     defense = label.flat(cell["defense_options"])
     other = {}
     for kind, found in objects.items():
@@ -175,16 +198,18 @@ def _match(row: Found, cell: Found, objects: Mapping[str, Found]) -> Match:
     made += [f"pixels {cell['variant']}"] * (cell["variant"] != cell["dataset"]) + [f"preset {cell['preset']}"]
     settings = [f"victim: {', '.join(made)}"]
     if row["defense"] != "none":
-        done = _differences(row["paper"], row["defense"], defense)
+        done = _differences(row["paper"], row["defense"], defense, asked)
         settings += [f"{row['defense']}: {', '.join(done)}"] * bool(done)
     labels = [str(cell[c]) for c in ("attack_label", "defense_label") if "[" in str(cell[c])]
-    return Match(cell, other, caveats, (*settings, *labels))
+    return Match(cell, other, caveats, (*settings, *labels), farther)
 
 
-def _differences(paper: str, method: str, options: Found) -> list[str]:
+def _differences(paper: str, method: str, options: Found, asked: str = "") -> list[str]:
+    """Where options are not a paper's, in words; what the row itself varies (``asked``) is none of them."""
     found = []
+    varied = {condition.partition("=")[0].strip() for condition in asked.split(";")}
     for line in _records("settings"):
-        if (line["paper"], line["method"]) != (paper, method):
+        if (line["paper"], line["method"]) != (paper, method) or line["option"] in varied:
             continue
         option, printed = line["option"], line["published"]
         value = options.get(option, options.get(f"{option}._target_", options))
