@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -25,6 +25,8 @@ from backdoor_bench.store import Store, Stored, identity
 from backdoor_bench.suspect import given as suspects
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+Answers = OrderedDict[K, tuple[T, None] | tuple[None, BenchError]]
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,10 @@ class Bench:
         self._data: OrderedDict[str, Data] = OrderedDict()
         self._victims: OrderedDict[str, Victim] = OrderedDict()
         self._evaluators: OrderedDict[str, Evaluator] = OrderedDict()
-        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
-        self._objections: OrderedDict[str, BenchError | None] = OrderedDict()
+        # What planning has found out, by what it depends on: the thing itself, or why it cannot be.
+        self._manifests: Answers[str, Manifest] = OrderedDict()
+        self._shapes: Answers[Any, tuple[Network, Tensor]] = OrderedDict()
+        self._checked: Answers[Any, None] = OrderedDict()
         self._keep = keep
 
     def plan(self, config: Mapping[str, Any]) -> Plan:
@@ -104,30 +108,37 @@ class Bench:
 
     def manifest(self, config: Mapping[str, Any]) -> Manifest:
         """Of the configuration's data set. Raises DataError where it is not there."""
-        return _remember(self._manifests, _text(config["dataset"]), 16, lambda: self._source(config).manifest())
+        return _answer(self._manifests, _text(config["dataset"]), 16, lambda: self._source(config).manifest())
 
     def _check(self, config: Mapping[str, Any], manifest: Manifest, regime: Regime) -> None:
         """Refuse what cannot be. A sweep plans the same methods thousands of times: each is looked at once."""
-        attack, defense, classes = config.get("attack"), config.get("defense"), manifest.num_classes
+        attack, defense = config.get("attack"), config.get("defense")
+        images, classes, size = manifest.train_sha256, manifest.num_classes, manifest.image_size
+
+        def check_defense() -> None:
+            made = configuration.make(dict(defense or {}))
+            assert isinstance(made, Defense)
+            with torch.device("meta"):
+                made.check_network(*self._shape(config["model"], classes, size))
+
         if defense is not None:
-            sizes = manifest.train_counts
-            self._once(f"{regime} of {sizes}", lambda: regime.counts(list(sizes)))
-            name = f"{_text(defense)} on {_text(config['model'])} of {classes} at {manifest.image_size}"
-            self._once(name, lambda: _check_defense(defense, config["model"], manifest))
+            self._once((regime, images), lambda: regime.counts(list(manifest.train_counts)))
+            self._once((_text(defense), _text(config["model"]), classes, size), check_defense)
         if attack is not None:
-            self._once(f"{_text(attack)} of {classes}", lambda: configuration.make(attack).check(classes))
+            self._once((_text(attack), classes), lambda: configuration.make(attack).check(classes))
 
-    def _once(self, name: str, check: Callable[[], Any]) -> None:
-        def objection() -> BenchError | None:
-            try:
-                check()
-            except BenchError as error:
-                return error
-            return None
+    def _once(self, question: Hashable, check: Callable[[], object]) -> None:
+        _answer(self._checked, question, 4096, check)
 
-        found = _remember(self._objections, name, 4096, objection)
-        if found is not None:
-            raise found.with_traceback(None)
+    def _shape(self, model: Mapping[str, Any], classes: int, size: tuple[int, int]) -> tuple[Network, Tensor]:
+        """A network without memory for its weights, and images as it takes them."""
+
+        def make() -> tuple[Network, Tensor]:
+            with torch.device("meta"):
+                network = make_model(model, classes)
+                return network, anatomy.example(network, size)
+
+        return _answer(self._shapes, (_text(model), classes, size), 4, make)
 
     def data(self, plan: Plan) -> Data:
         """The data set, on the device; images that would fill it are held in host memory."""
@@ -174,7 +185,7 @@ class Bench:
         if trained.altered is not None:
             tensors["poison"] = {"altered": trained.altered.nonzero().flatten()}
         manifest = {
-            "identity": identity.normalise(plan.victim_identity),
+            "identity": dict(plan.victim_identity),
             "config": {
                 **{name: plan.config.get(name) for name in ("dataset", "attack", "recipe", "trainer")},
                 "model": start.constructor(plan.config["model"]),
@@ -252,14 +263,6 @@ def start_model(node: Mapping[str, Any], num_classes: int, **overrides: Any) -> 
     return network
 
 
-def _check_defense(node: Mapping[str, Any], model: Mapping[str, Any], manifest: Manifest) -> None:
-    defense = configuration.make(dict(node))
-    assert isinstance(defense, Defense)
-    with torch.device("meta"):
-        network = make_model(model, manifest.num_classes)
-        defense.check_network(network, anatomy.example(network, manifest.image_size))
-
-
 def triggered_set(
     test: ImageSet, attack: Attack, trigger: Trigger, num_classes: int, numerics: Numerics
 ) -> TriggeredSet:
@@ -292,7 +295,7 @@ def _text(node: Mapping[str, Any]) -> str:
     return json.dumps(node, sort_keys=True)
 
 
-def _remember(memory: OrderedDict[str, T], name: str, keep: int, make: Callable[[], T]) -> T:
+def _remember(memory: OrderedDict[K, T], name: K, keep: int, make: Callable[[], T]) -> T:
     """The remembered value, made if it is new; the least recently used beyond ``keep`` are forgotten."""
     if name not in memory:
         memory[name] = make()
@@ -300,3 +303,18 @@ def _remember(memory: OrderedDict[str, T], name: str, keep: int, make: Callable[
     while len(memory) > keep:
         memory.popitem(last=False)
     return memory[name]
+
+
+def _answer(memory: Answers[K, T], question: K, keep: int, make: Callable[[], T]) -> T:
+    """As :func:`_remember`, where a BenchError is an answer, too: it is raised again without another try."""
+
+    def attempt() -> tuple[T, None] | tuple[None, BenchError]:
+        try:
+            return make(), None
+        except BenchError as error:
+            return None, error
+
+    found, objection = _remember(memory, question, keep, attempt)
+    if objection is not None:
+        raise objection.with_traceback(None)
+    return found  # type: ignore[return-value]

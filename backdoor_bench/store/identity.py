@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, get_type_hints
 
 from hydra.utils import get_object
@@ -20,48 +20,62 @@ FORMAT = 1
 
 
 def key(identity: Mapping[str, Any]) -> str:
-    """20 hexadecimal digits of the sha256 of the normalised identity."""
-    text = json.dumps(normalise(identity), sort_keys=True, allow_nan=False)
+    """20 hexadecimal digits of the sha256 of a normalised identity."""
+    text = json.dumps(identity, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def victim_identity(config: Mapping[str, Any], manifest: Manifest, numerics: Numerics) -> dict[str, Any]:
-    """Everything that determines a victim's weights: images, network, attack, recipe, seed, numerics."""
+def victim_identity(config: Mapping[str, Any], manifest: Manifest, numerics: Numerics) -> Mapping[str, Any]:
+    """Everything that determines a victim's weights: images, network, attack, recipe, seed, numerics; to be read."""
     training = {name: value for name, value in config["recipe"].items() if name not in ("width", "lengths")}
-    return {
-        "format": FORMAT,
-        "train_sha256": manifest.train_sha256,
-        "num_classes": manifest.num_classes,
-        "augmentation": versioned(config["dataset"]["augmentation"]),
-        "model": versioned(start.hashed(config["model"])),
-        "attack": versioned(config.get("attack")),
-        "recipe": versioned(training),
-        "seed": config["seed"],
-        "precision": numerics.precision,
-        "channels_last": numerics.channels_last,
-    }
+    return settled(
+        {
+            "format": FORMAT,
+            "train_sha256": manifest.train_sha256,
+            "num_classes": manifest.num_classes,
+            "augmentation": config["dataset"]["augmentation"],
+            "model": start.hashed(config["model"]),
+            "attack": config.get("attack"),
+            "recipe": training,
+            "seed": config["seed"],
+            "precision": numerics.precision,
+            "channels_last": numerics.channels_last,
+        }
+    )
 
 
-def run_identity(victim_key: str, config: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
+def run_identity(victim_key: str, config: Mapping[str, Any], manifest: Manifest) -> Mapping[str, Any]:
     """A victim's key, the test images, and, with a defense, its stages in order, the regime and the repetition."""
     identity: dict[str, Any] = {"format": FORMAT, "victim": victim_key, "test_sha256": manifest.test_sha256}
     defense = config.get("defense")
     if defense is None:
         return identity
     regime = Regime.of(config["spc"], config["clean_ratio"])
-    stages = [[name, versioned(stage)] for name, stage in defense["stages"].items()]
+    what = {
+        "assumes": defense.get("assumes", []),
+        "use_validation": defense.get("use_validation", "hold_out"),
+        "stages": list(defense["stages"].items()),
+    }
     return {
         **identity,
-        "defense": {
-            "assumes": defense.get("assumes", []),
-            "use_validation": defense.get("use_validation", "hold_out"),
-            "stages": stages,
-        },
+        "defense": settled(what),
         "spc": regime.spc,
-        "clean_ratio": regime.clean_ratio,
+        "clean_ratio": normalise(regime.clean_ratio),
         "clean_from": config["clean_from"],
-        "repetition": config["repetition"],
+        "repetition": normalise(config["repetition"]),
     }
+
+
+def settled(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The node, versioned and normalised; once for each content, for a sweep asks 100,000 times. It is to be read."""
+    return _settled(json.dumps(node))
+
+
+@lru_cache(4096)
+def _settled(text: str) -> Mapping[str, Any]:
+    found = normalise(versioned(json.loads(text)))
+    assert isinstance(found, dict)
+    return found
 
 
 def versioned(node: Any) -> Any:

@@ -18,11 +18,17 @@ from backdoor_bench.store import Store, identity
 RUN = ("+attack=badnet", "+defense=ft")
 
 
+def forget() -> None:
+    """As in a new process: versions are read once in each."""
+    identity._versions.cache_clear()
+    identity._settled.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def _read_versions_anew() -> Any:
-    identity._versions.cache_clear()
+    forget()
     yield
-    identity._versions.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -40,10 +46,13 @@ def test_a_key_is_twenty_hexadecimal_digits() -> None:
 
 
 def test_one_spelling_per_value() -> None:
-    assert identity.key({"epochs": 5}) == identity.key({"epochs": 5.0})
-    assert identity.key({"a": 1, "b": [1, 2]}) == identity.key({"b": (1, 2.0), "a": 1})
+    def key(node: dict[str, Any]) -> str:
+        return identity.key(identity.settled(node))
+
+    assert key({"epochs": 5}) == key({"epochs": 5.0})
+    assert key({"a": 1, "b": [1, 2]}) == key({"b": (1, 2.0), "a": 1})
     different = [5, 5.5, "5", True, None, [5], {"5": 5}, -5, 1, 0, False, ""]
-    assert len({identity.key({"epochs": value}) for value in different}) == len(different)
+    assert len({key({"epochs": value}) for value in different}) == len(different)
 
 
 def test_a_number_that_is_none_is_refused() -> None:
@@ -177,14 +186,14 @@ def test_other_images_change_the_keys(plan, compose) -> None:
 def test_a_new_version_of_an_attack_or_its_trigger_is_another_victim(plan, monkeypatch, kind: type) -> None:
     before = plan()
     monkeypatch.setattr(kind, "version", 2, raising=False)
-    identity._versions.cache_clear()
+    forget()
     assert plan().victim_key != before.victim_key
 
 
 def test_a_new_version_of_a_stage_is_another_run(plan, monkeypatch) -> None:
     before = plan()
     monkeypatch.setattr(Finetune, "version", 2)
-    identity._versions.cache_clear()
+    forget()
     after = plan()
     assert after.victim_key == before.victim_key
     assert after.key != before.key
