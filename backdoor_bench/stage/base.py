@@ -7,6 +7,7 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from backdoor_bench import seeding, training
 from backdoor_bench.dataset import Batches, ImageSet
+from backdoor_bench.stage.gradients import gradients_for
 from backdoor_bench.stage.output import Output
 from backdoor_bench.stage.view import DefenderView
 from backdoor_bench.training import History, MakeOptimizer, MakeScheduler
@@ -105,6 +107,9 @@ class TrainingStage(Stage, LightningModule):
     """BatchNorm uses batch statistics and updates its running ones, dropout is active; False: eval mode."""
 
     network: nn.Module
+    """The one that is trained; there during the fit."""
+    frozen: nn.Module
+    """The one beside it, if the fit was given one: a teacher, the suspect network as it came."""
     view: DefenderView
 
     def __init__(
@@ -135,24 +140,36 @@ class TrainingStage(Stage, LightningModule):
         callbacks: Sequence[Callback] = (),
         batches: Iterable[tuple[Tensor, Tensor]] | None = None,
         epochs: int | None = None,
+        frozen: nn.Module | None = None,
     ) -> History:
         """Fit ``network`` in place on the view's training images, or ``data``, or ready-made ``batches``.
 
-        The network is left in eval mode, on the view's device.
+        The network is left in eval mode, without gradients, on the view's device.
+
+        Args:
+            frozen: a second network for the loss to look at, as ``self.frozen``: in eval mode, its parameters without
+                gradients (images that go through it may have them). Another object than ``network``; left as it is.
         """
         self.network, self.view = network, view
+        if frozen is not None:
+            # Past nn.Module: what is not trained is no part of the stage.
+            self.__dict__["frozen"] = frozen.eval()
         self._augmentation_draws = view.generator("augmentation", view.device)
         if batches is None:
             batches = Batches(view.train if data is None else data, self.batch_size, view.generator("order"))
         title = view.stage or type(self).__name__
         try:
-            with seeding.scope("defense", view.repetition, view.stage, "fit", device=view.device):
+            with (
+                seeding.scope("defense", view.repetition, view.stage, "fit", device=view.device),
+                nullcontext() if frozen is None else gradients_for(frozen, ()),
+            ):
                 return training.fit(
                     self, batches, self.epochs if epochs is None else epochs, view.numerics, title, callbacks
                 )
         finally:
-            network.eval()
+            network.eval().zero_grad(set_to_none=True)
             del self.network
+            self.__dict__.pop("frozen", None)
 
     def on_fit_start(self) -> None:
         # Lightning keeps the mode the network was in; after a measurement that is eval.

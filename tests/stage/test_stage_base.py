@@ -112,6 +112,31 @@ def test_what_is_not_to_be_trained_stays(network: nn.Module, defender_view: Defe
     assert moved == {"backbone.linear.weight", "backbone.linear.bias"}
 
 
+def test_a_frozen_network_beside_is_looked_at_and_left_as_it_is(
+    network: nn.Module, defender_view: DefenderView
+) -> None:
+    class Distil(Train):
+        def run(self, network: nn.Module, view: DefenderView, reference: Reference) -> None:  # type: ignore[override]
+            self.train_network(network, view, frozen=reference.network)
+
+        def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+            assert self.network.training
+            assert not any(module.training for module in self.frozen.modules())
+            assert not any(parameter.requires_grad for parameter in self.frozen.parameters())
+            taught = self.frozen(images.requires_grad_(True))
+            assert taught.requires_grad  # an attack on both networks needs this
+            return F.mse_loss(self.network(images), taught.detach())
+
+    teacher = make(TrainACopy).run(network, defender_view).network.train()
+    before, stage, pupil = state(teacher), make(Distil), copy.deepcopy(network)
+    stage.run(pupil, defender_view, Reference(teacher))
+    assert same(before, state(teacher))
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
+    assert not same(state(network), state(pupil), "weight")
+    assert not hasattr(stage, "frozen")
+    assert not list(stage.parameters())
+
+
 def test_the_loss_sees_augmented_images_in_the_unit_interval(network: nn.Module, defender_view: DefenderView) -> None:
     seen: list[Tensor] = []
 
