@@ -133,12 +133,22 @@ def input_statistics(layers: Mapping[str, nn.BatchNorm2d]) -> Iterator[dict[str,
             handle.remove()
 
 
+@torch.no_grad()
+def add_squares(totals: Sequence[Tensor], gradients: Sequence[Tensor | None], share: float) -> None:
+    """Add ``share * gradient ** 2`` of one batch to the scores, in place; None: it reached no parameter."""
+    pairs = [(total, gradient) for total, gradient in zip(totals, gradients, strict=True) if gradient is not None]
+    if pairs:
+        reached, squared = zip(*pairs, strict=True)
+        torch._foreach_addcmul_(reached, squared, squared, value=share)
+
+
 class BNFisher(TrainingStage):
     """Rectify a copy of the Reference (without one: of the network), score its BN affine entries, mask the largest.
 
     The distance compares the copy's batch statistics with the running statistics of the *network*, which is untouched.
     The score of an entry is the mean over mini-batches of its squared gradient of the rectifying loss, after the
-    rectifying epochs, in train mode (Eq. 3; per batch, since the distance is a functional of the batch).
+    rectifying epochs, in train mode (Eq. 3; per batch, since the distance is a functional of the batch). The report
+    says how far the copy was rectified by then: its cross-entropy, and its mean distance over the layers.
 
     Args:
         k, k_mode: see :func:`budget`. The paper's K is a share of all parameters that fits PreActResNet18 only; 5 % of
@@ -147,6 +157,9 @@ class BNFisher(TrainingStage):
         lam, bn_second_moment: see :func:`bn_distance`.
         unit, order, max_frac_per_layer: see :func:`top_k`.
         rectify_params: train ``all`` parameters of the copy, or ``bn_only``: its gammas and betas.
+        when: score ``after`` the rectifying epochs, or ``during`` them: the mean over their steps.
+        apply_to: what is pruned and tuned from here on: the ``suspect`` network, or, put in its place, the copy as it
+            came (``reset``) or ``rectified``. The paper leaves it open; its predecessor PBP takes the first.
         batch_size: images per step; None: by the clean ratio, see :func:`masked_finetune.batch_size_of`.
         training: ``epochs`` (of rectifying; the paper names none), ``optimizer``, ``scheduler``.
     """
@@ -166,6 +179,8 @@ class BNFisher(TrainingStage):
         order: Literal["top", "bottom"] = "top",
         max_frac_per_layer: float = 1.0,
         rectify_params: Literal["all", "bn_only"] = "all",
+        when: Literal["after", "during"] = "after",
+        apply_to: Literal["suspect", "reset", "rectified"] = "suspect",
         batch_size: int | None = None,
         **training: Any,
     ) -> None:
@@ -177,14 +192,19 @@ class BNFisher(TrainingStage):
             ("unit", unit, ("entry", "channel")),
             ("order", order, ("top", "bottom")),
             ("rectify_params", rectify_params, ("all", "bn_only")),
+            ("when", when, ("after", "during")),
+            ("apply_to", apply_to, ("suspect", "reset", "rectified")),
         ):
             if value not in known:
                 raise ConfigError(f"{name}={value}: expected {' or '.join(known)}")
+        if when == "during" and self.epochs < 1:
+            raise ConfigError("when=during needs rectifying epochs; use epochs=1 or more, or when=after")
         if not 0 < max_frac_per_layer <= 1:
             raise ConfigError(f"max_frac_per_layer={max_frac_per_layer}: expected a fraction in (0, 1]")
         self.k, self.k_mode, self.bn_loss, self.bn_weight = k, k_mode, bn_loss, bn_weight
         self.lam, self.bn_second_moment, self.unit, self.order = lam, bn_second_moment, unit, order
         self.max_frac_per_layer, self.rectify_params = max_frac_per_layer, rectify_params
+        self.when, self.apply_to = when, apply_to
         self.wanted_batch_size = batch_size
 
     def check_network(self, network: nn.Module, images: Tensor) -> None:
@@ -198,16 +218,23 @@ class BNFisher(TrainingStage):
         twin = copy.deepcopy(network if reference is None else reference.network)
         self.layers = anatomy.batch_norms(twin)
         self.batch_size = self.wanted_batch_size or batch_size_of(view.clean_ratio)
+        if self.apply_to == "reset":
+            network.load_state_dict(twin.state_dict())
+        self._totals, self._parts = [torch.zeros_like(parameter) for parameter in self._affine()], []
         history = self.train_network(twin, view)
-        scores = self.fisher(twin, view)
+        scores = self.fisher(twin, view) if self.when == "after" else self._by_layer()
+        if self.apply_to == "rectified":
+            network.load_state_dict(twin.state_dict())
         pruned = top_k(scores, self._budget(network), self.unit, self.order, self.max_frac_per_layer)
-        del self.layers, self.reference
+        reached = torch.stack(self._parts).mean(0).tolist() if self._parts else [None, None]
+        del self.layers, self.reference, self._totals, self._parts
         mask = {
             f"{name}.{part}": entries
             for name, pair in pruned.items()
             for part, entries in zip(("weight", "bias"), pair, strict=True)
         }
         report: dict[str, Any] = {"rectify_loss": history.loss[-1] if history.loss else None}
+        report |= dict(zip(("cross_entropy", "bn_distance"), reached, strict=True))
         report |= {"entries": sum(2 * len(pair[0]) for pair in pruned.values()), "pruned": Mask(mask).count}
         counts = torch.stack([torch.stack(pair).sum() for pair in pruned.values()]).tolist()
         report |= {f"pruned.{name}": count for name, count in zip(pruned, counts, strict=True) if count}
@@ -221,15 +248,20 @@ class BNFisher(TrainingStage):
             for name, layer in self.layers.items()
             if name in seen  # an auxiliary head does not run
         ]
+        self._parts.append(torch.stack([ce, torch.stack(distances).mean()]).detach())
         return rectify_loss(ce, distances, self.bn_loss, self.bn_weight)
 
     def trained_parameters(self) -> Iterable[nn.Parameter]:
         return self.network.parameters() if self.rectify_params == "all" else self._affine()
 
+    def on_after_backward(self) -> None:
+        if self.when == "during":
+            steps = int(self.trainer.estimated_stepping_batches)
+            add_squares(self._totals, [weight.grad for weight in self._affine()], 1 / steps)
+
     def fisher(self, twin: nn.Module, view: DefenderView) -> dict[str, Statistics]:
         """Mean over one epoch's mini-batches of the squared batch gradient, per layer for gammas and for betas."""
-        affine = self._affine()
-        totals = [torch.zeros_like(parameter) for parameter in affine]
+        self._totals, self._parts = [torch.zeros_like(parameter) for parameter in self._affine()], []
         batches = Batches(view.train, self.batch_size, view.generator("fisher"))
         self.network, self.view = twin, view
         self._augmentation_draws = view.generator("fisher augmentation", view.device)
@@ -237,11 +269,13 @@ class BNFisher(TrainingStage):
         for batch in batches:
             with view.numerics.autocast():
                 loss = self.training_step(batch, 0)
-            gradients = torch.autograd.grad(loss, affine, allow_unused=True, materialize_grads=True)
-            torch._foreach_addcmul_(totals, gradients, gradients, value=1 / len(batches))
+            add_squares(self._totals, torch.autograd.grad(loss, self._affine(), allow_unused=True), 1 / len(batches))
         twin.eval()
         del self.network
-        return dict(zip(self.layers, zip(totals[::2], totals[1::2], strict=True), strict=True))
+        return self._by_layer()
+
+    def _by_layer(self) -> dict[str, Statistics]:
+        return dict(zip(self.layers, zip(self._totals[::2], self._totals[1::2], strict=True), strict=True))
 
     def _affine(self) -> list[nn.Parameter]:
         """Gamma, beta, gamma, beta, ... in the order of the layers."""

@@ -17,9 +17,9 @@ from backdoor_bench.stage import DefenderView, Reference
 from backdoor_bench.stage.bn_fisher import BNFisher, bn_distance, budget, input_statistics, rectify_loss, top_k
 
 
-def stage(**options: Any) -> BNFisher:
+def stage(kind: type[BNFisher] = BNFisher, **options: Any) -> BNFisher:
     settings = {"epochs": 1, "batch_size": 20, "optimizer": partial(torch.optim.SGD, lr=1e-3, momentum=0.9)}
-    return BNFisher(**{**settings, **options})
+    return kind(**{**settings, **options})
 
 
 def pairs(**scores: tuple[list[float], list[float]]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -172,6 +172,41 @@ def test_leaves_network_and_reference_alone_and_masks_exactly_k(
     assert sum(count for name, count in mask.report.items() if name.startswith("pruned.")) == mask.count
     shapes = dict(network.named_parameters())
     assert all(entries.shape == shapes[name].shape for name, entries in mask.pruned.items())
+
+
+def test_scores_during_the_rectifying_steps_are_their_mean(network: nn.Module, defender_view: DefenderView) -> None:
+    """A rate of 0 leaves the copy where it was, so that each of two epochs gives the same gradients."""
+    seen: list[dict[str, Any]] = []
+
+    class Look(BNFisher):
+        def _by_layer(self) -> dict[str, Any]:
+            seen.append(super()._by_layer())
+            return seen[-1]
+
+    still = {"optimizer": partial(torch.optim.SGD, lr=0.0), "batch_size": 40}
+    for when, epochs in (("after", 1), ("during", 2)):
+        mask = stage(Look, when=when, epochs=epochs, **still).run(network, defender_view)
+        assert mask.report["cross_entropy"] > 0
+        assert mask.report["bn_distance"] > 0
+    after, during = ([part for pair in scores.values() for part in pair] for scores in seen)
+    assert all(torch.allclose(one, two, rtol=1e-3, atol=1e-9) for one, two in zip(after, during, strict=True))
+    with pytest.raises(ConfigError, match="when=during needs rectifying epochs"):
+        stage(when="during", epochs=0)
+
+
+def test_the_copy_in_the_networks_place(network: nn.Module, defender_view: DefenderView) -> None:
+    reference = Reference(copy.deepcopy(network))
+    with torch.no_grad():
+        for layer in anatomy.batch_norms(reference.network).values():
+            layer.weight.fill_(0.5)
+    came = {name: value.clone() for name, value in reference.network.state_dict().items()}
+    reset, rectified = copy.deepcopy(network), copy.deepcopy(network)
+    stage(apply_to="reset").run(reset, defender_view, reference)
+    assert all(torch.equal(came[name], value) for name, value in reset.state_dict().items())
+    stage(apply_to="rectified", optimizer=partial(torch.optim.SGD, lr=0.1)).run(rectified, defender_view, reference)
+    weights = dict(rectified.named_parameters())
+    assert not any(torch.equal(came[name], weight) for name, weight in weights.items() if name.endswith("bn1.weight"))
+    assert not torch.equal(came["backbone.conv1.weight"], weights["backbone.conv1.weight"])
 
 
 def test_without_a_reference_the_copy_is_the_networks_own(network: nn.Module, defender_view: DefenderView) -> None:
