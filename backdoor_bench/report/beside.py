@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import backdoor_bench
-from backdoor_bench.report import published
+from backdoor_bench.report import label, published
 from backdoor_bench.report.layout import NAMES, WEAK, Cell, Column, Row, Table, counted, number, value
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _compared(row: Mapping[str, Any], match: published.Match | None, metrics: Se
     words = [f"{published.OTHER[kind]} [{legend.number(why)}]" for kind, why in match.other.items()]
     words += [f"caveat [{legend.number(why)}]" for why in match.caveats] if same else []
     words += ["made as [" + "] [".join(str(n) for n in legend.add(match.settings)) + "]"]
-    words += [f"farther: {_brief(c, metrics)}" for c in match.farther[:FARTHER]]
+    words += [f"farther: {_brief(c, metrics)} [{legend.number(_as_made(c))}]" for c in match.farther[:FARTHER]]
     more = len(match.farther) - FARTHER
     words += [f"and {more} more settings of it"] * (more > 0)
     own = [value(cell, m) if m != "der" or row["defense"] != "none" else ("",) for m in metrics]
@@ -107,7 +107,12 @@ def _compared(row: Mapping[str, Any], match: published.Match | None, metrics: Se
 def _brief(cell: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """A cell in half a line."""
     means = ", ".join(f"{NAMES[m]} {number(cell[f'{m}_mean'])}" for m in metrics if m in DIFFERENCES)
-    return f"{cell['defense_label']}: {means}, n = {cell['n']}"
+    return f"{means}, n = {cell['n']}"
+
+
+def _as_made(cell: Mapping[str, Any]) -> str:
+    name = str(cell["defense_label"])
+    return name if label.options(name) else f"{name} as configured"
 
 
 def _printed(row: Mapping[str, Any], metric: str) -> Cell:

@@ -35,6 +35,11 @@ class Row:
     cells: Sequence[Cell]
     section: str = ""
 
+    @property
+    def height(self) -> int:
+        """In lines."""
+        return max((len(cell) for cell in self.cells), default=1)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -47,11 +52,18 @@ class Table:
     notes: Sequence[str] = ()
 
     def pages(self, most: int) -> Iterator[Table]:
-        """The table in parts of at most ``most`` rows."""
-        for start in range(0, max(len(self.rows), 1), most):
-            last = start + most >= len(self.rows)
-            title = self.title if start == 0 else f"{self.title.removesuffix(' (continued)')} (continued)"
-            yield replace(self, title=title, rows=self.rows[start : start + most], notes=self.notes if last else ())
+        """The table in parts of at most ``most`` lines."""
+        parts: list[list[Row]] = [[]]
+        lines = 0
+        for row in self.rows:
+            if parts[-1] and lines + row.height > most:
+                parts.append([])
+                lines = 0
+            parts[-1].append(row)
+            lines += row.height
+        for part in parts:
+            title = self.title if part is parts[0] else f"{self.title.removesuffix(' (continued)')} (continued)"
+            yield replace(self, title=title, rows=part, notes=self.notes if part is parts[-1] else ())
 
     def blocks(self, most: int) -> Iterator[Table]:
         """The table in parts of at most ``most`` column groups, each with the columns that belong to none."""
@@ -97,12 +109,19 @@ def counted(found: Mapping[str, Any]) -> Cell:
     return (f"{found['n']}{weak}", *failed)
 
 
-def defense_name(found: Mapping[str, Any]) -> str:
+def defense_name(found: Mapping[str, Any]) -> Cell:
     """A defense's label; one that assumes more than clean data says what."""
     if found["defense_label"] == label.NO_DEFENSE:
-        return "none (victim)"
+        return ("none (victim)",)
+    name, *options = lines_of(found["defense_label"])
     assumed = str(found["assumes"] or "").replace("+", " and ")
-    return f"{found['defense_label']}{PRIVILEGED} (knows the {assumed})" if assumed else str(found["defense_label"])
+    return (f"{name}{PRIVILEGED}", f"(knows the {assumed})", *options) if assumed else (name, *options)
+
+
+def lines_of(text: str) -> Cell:
+    """A label in lines, one for each option that differs."""
+    options = label.options(text)
+    return (label.method(text), *f"[{options}]".replace(", ", ",\n").split("\n")) if options else (text,)
 
 
 def order(found: Mapping[str, Any]) -> tuple[int, str]:
@@ -129,7 +148,7 @@ def _pivot(part: DataFrame, metrics: Sequence[str], name: str) -> Table:
     rows = []
     found = {(c["defense_label"], c["attack_label"]): c for c in part.to_dict("records")}
     for first in sorted({c["defense_label"]: c for c in found.values()}.values(), key=order):
-        line: list[Cell] = [(defense_name(first),)]
+        line: list[Cell] = [defense_name(first)]
         for attack in attacks:
             cell = found.get((first["defense_label"], attack))
             line += [("",)] * (len(shown) + 1) if cell is None else [*(value(cell, m) for m in shown), counted(cell)]

@@ -167,7 +167,9 @@ class Ours:
             for place, group in groups.items():
                 nearest, *rest = sorted(group, key=lambda c: _distance(row, asked, c))
                 far = len(_differences(row["paper"], "victim", _victim(nearest)))
-                match = _match(row, asked, nearest, dict(zip(OTHER, objects, strict=True)), tuple(rest))
+                # A victim stands in every regime in which something was run on it: it is the same one.
+                farther = () if row["defense"] == "none" else tuple(rest)
+                match = _match(row, asked, nearest, dict(zip(OTHER, objects, strict=True)), farther)
                 found.append(((len(match.other), far, place), match))
         yield from (match for _, match in sorted(found, key=lambda one: one[0]))
 

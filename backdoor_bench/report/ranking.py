@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backdoor_bench.report import label
-from backdoor_bench.report.layout import NAMES, Cell, Column, Row, Table, number
+from backdoor_bench.report.layout import NAMES, Cell, Column, Row, Table, lines_of, number
 from backdoor_bench.report.summary import Array, interval, spread
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def tables(runs: DataFrame) -> Iterator[Table]:
 def _medians(part: DataFrame, place: str, name: str) -> Table:
     rows = []
     for defense, runs in sorted(part.groupby("defense_label"), key=lambda item: item[1].asr.median()):
-        cells: list[Cell] = [(str(defense),)]
+        cells: list[Cell] = [lines_of(str(defense))]
         for criterion in CRITERIA:
             low, high = np.percentile(runs[criterion], [25, 75])
             spread = (f"[{number(low)}, {number(high)}]",) if len(runs) > 1 else ()
@@ -170,8 +170,7 @@ def _medians(part: DataFrame, place: str, name: str) -> Table:
 
 def _duels(found: list[Duel], place: str, left: list[str], name: str) -> Table:
     columns = [Column("defense", numeric=False), Column("against", numeric=False), Column("pairs"), Column("victims")]
-    for criterion in CRITERIA:
-        columns += [Column(f"Δ{NAMES[criterion]}", NAMES[criterion]), Column("w/t/l", NAMES[criterion])]
+    columns += [Column(f"Δ{NAMES[criterion]}") for criterion in CRITERIA]
     columns += [Column("beats at once", numeric=False), Column("medians lower", numeric=False)]
     rows = [Row(_line(duel), duel.baseline) for duel in found]
     beaten = {name: {label.method(d.baseline) for d in found if d.defense == name and d.beats}
@@ -184,20 +183,21 @@ def _duels(found: list[Duel], place: str, left: list[str], name: str) -> Table:
         answer,
         "Δ: mean difference in points over the same victims, clean data and repetitions, negative is better, [95 % "
         "bootstrap interval; victims resampled where there are several]. w/t/l: victims with a regime won, tied and "
-        f"lost by their own pairs; (n?): of fewer than {FEWEST} pairs, which decide nothing.",
+        f"lost by their own pairs, where any has the {FEWEST} that decide. No verdict: too few.",
         *left,
     ]
     return Table(name, f"Against fine-pruning and fine-tuning: {place}", columns, rows, notes)
 
 
 def _line(duel: Duel) -> list[Cell]:
-    cells: list[Cell] = [(duel.defense,), (duel.baseline,), (str(duel.pairs),), (str(duel.victims),)]
+    cells: list[Cell] = [lines_of(duel.defense), lines_of(duel.baseline), (str(duel.pairs),), (str(duel.victims),)]
     for criterion in CRITERIA:
         verdict = duel.verdicts[criterion]
         bounds = () if math.isnan(verdict.low) else (f"[{number(verdict.low, True)}, {number(verdict.high, True)}]",)
-        cells.append((number(verdict.difference, True), *bounds, verdict.result))
-        unknown = f" ({verdict.undecided}?)" if verdict.undecided else ""
-        cells.append((f"{verdict.wins}/{verdict.ties}/{verdict.losses}{unknown}",))
+        result = () if verdict.result == "undecided" else (verdict.result,)
+        single = f"{verdict.wins}/{verdict.ties}/{verdict.losses} w/t/l"
+        counts = (single,) if verdict.wins or verdict.ties or verdict.losses else ()
+        cells.append((number(verdict.difference, True), *bounds, *result, *counts))
     beats = "yes" if duel.beats else "undecided" if _open(duel) else "no"
     return [*cells, (beats,), ("yes" if duel.lower_medians else "no",)]
 

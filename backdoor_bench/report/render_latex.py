@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from itertools import groupby, zip_longest
 
-from backdoor_bench.report.layout import Cell, Column, Table
+from backdoor_bench.report.layout import Column, Row, Table
 from backdoor_bench.report.render_text import plain
 
 WIDEST, LONGEST = 4, 40
-"""Attacks side by side and rows on a page; further ones come in another table."""
+"""Attacks side by side and lines on a page; further ones come in another table."""
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""Before a table: one that is wider than the page becomes smaller."""
 
 _ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -22,9 +24,9 @@ _ESCAPES = {
 def latex(tables: Sequence[Table], notes: Sequence[str], title: str = "Results") -> str:
     """A document of ``table`` environments with captions and labels."""
     parts = [
-        "% \\usepackage{booktabs} is all that the tables need.",
+        "% \\usepackage{booktabs,graphicx} is all that the tables need.",
         "\\documentclass{article}",
-        "\\usepackage[T1]{fontenc}\n\\usepackage{booktabs}\n\\usepackage[margin=15mm,landscape]{geometry}",
+        "\\usepackage[T1]{fontenc}\n\\usepackage{booktabs,graphicx}\n\\usepackage[a4paper,margin=15mm,landscape]{geometry}",
         "\\begin{document}",
         *(f"% {plain(line)}".replace("\n", " ") for line in [title, *notes]),
     ]
@@ -44,15 +46,24 @@ def _table(table: Table, name: str) -> str:
     for position, row in enumerate(table.rows):
         if position and row.section != table.rows[position - 1].section:
             body.append(r"\midrule")
-        body.append(" & ".join(_cell(cell, column) for cell, column in zip(row.cells, table.columns, strict=True))
-                    + r" \\")  # fmt: skip
-    caption = ". ".join([escape(table.title), *(escape(note).rstrip(".") for note in table.notes)])
+        body += [f"{line} \\\\" for line in _lines(row)]
+        if row.height > 1 and row is not table.rows[-1]:
+            body.append(r"\addlinespace")
     kinds = "".join("r" if column.numeric else "l" for column in table.columns)
+    notes = [rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\scriptsize\raggedright {text}\end{{minipage}}"
+             for text in [r"\\ ".join(escape(note) for note in table.notes)] if text]  # fmt: skip
     return "\n".join(
-        ["", r"\begin{table}[p]\centering\footnotesize", rf"\caption{{{caption}.}}\label{{{name}}}",
-         rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", *heads, r"\midrule", *body, r"\bottomrule",
-         r"\end{tabular}", r"\end{table}"]
+        ["", r"\begin{table}[p]\centering\footnotesize", rf"\caption{{{escape(table.title)}.}}\label{{{name}}}",
+         FITTED, rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", *heads, r"\midrule", *body, r"\bottomrule",
+         r"\end{tabular}}", *notes, r"\end{table}"]
     )  # fmt: skip
+
+
+def _lines(row: Row) -> Iterator[str]:
+    """A row's lines; all but the first are small."""
+    for number, line in enumerate(zip_longest(*row.cells, fillvalue="")):
+        texts = [escape(text) for text in line]
+        yield " & ".join(texts if number == 0 else [rf"{{\scriptsize {text}}}" if text else "" for text in texts])
 
 
 def _groups(columns: Sequence[Column]) -> str:
@@ -64,14 +75,6 @@ def _groups(columns: Sequence[Column]) -> str:
             rules.append(rf"\cmidrule(lr){{{place}-{place + width - 1}}}")
         place += width
     return " & ".join(cells) + r" \\ " + "".join(rules)
-
-
-def _cell(cell: Cell, column: Column) -> str:
-    lines = [escape(line) for line in cell]
-    if len(lines) < 2:
-        return "".join(lines)
-    small = [lines[0], *(rf"{{\scriptsize {line}}}" for line in lines[1:])]
-    return rf"\shortstack[{'r' if column.numeric else 'l'}]{{" + r" \\ ".join(small) + "}"
 
 
 def escape(text: str) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from backdoor_bench.report.layout import Cell, Table
+from backdoor_bench.report.layout import Cell, Column, Row, Table, lines_of
+
+WIDEST = 150
+"""Characters of a Markdown table's rows: about a screen and a half of GitHub's."""
 
 
 def terminal(tables: Sequence[Table], notes: Sequence[str], console: Console) -> None:
@@ -60,20 +64,59 @@ def plain(text: str) -> str:
 
 
 def markdown(tables: Sequence[Table], notes: Sequence[str], title: str = "Results") -> str:
-    """GitHub's Markdown: wide tables scroll, cells of several lines are broken by ``<br>``."""
+    """GitHub's Markdown. A table wider than :data:`WIDEST` comes in parts, cells of several lines have ``<br>``."""
     lines = [f"# {_escape(title)}", "", *(f"- {_escape(line)}" for line in notes)]
     for table in tables:
-        lines += ["", f"## {_escape(table.title)}", ""]
-        heads = [f"{column.group} {column.name}".strip() for column in table.columns]
-        lines.append("| " + " | ".join(map(_escape, heads)) + " |")
-        lines.append("|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|")
-        lines += ["| " + " | ".join(_cell(cell) for cell in row.cells) + " |" for row in table.rows]
+        lines += ["", f"## {_escape(table.title)}"]
+        for part in _parts(table):
+            lines += ["", "| " + " | ".join(_heads(part.columns)) + " |"]
+            lines.append("|" + "|".join("---:" if column.numeric else "---" for column in part.columns) + "|")
+            lines += ["| " + " | ".join(map(_cell, row.cells)) + " |" for row in part.rows]
         lines += [""] * bool(table.notes) + [f"{_escape(line)}  " for line in table.notes]
     return "\n".join(line.rstrip(" ") if not line.endswith("  ") else line for line in lines) + "\n"
 
 
+def _parts(table: Table) -> list[Table]:
+    """The table's columns in the fewest parts that are no wider than :data:`WIDEST`."""
+    groups = len({column.group for column in table.columns if column.group})
+    for most in range(max(groups, 1), 0, -1):
+        parts = list(table.blocks(most))
+        if most == 1 or all(_characters(part) <= WIDEST for part in parts):
+            break
+    rows = [[n for n, row in enumerate(part.rows) if any(map(any, _own(part, row)))] for part in parts]
+    return [replace(part, rows=[part.rows[n] for n in kept]) for part, kept in zip(parts, rows, strict=True)]
+
+
+def _own(table: Table, row: Row) -> list[Cell]:
+    """A row's cells that are in a group of columns; all, where there are no groups."""
+    grouped = [cell for cell, column in zip(row.cells, table.columns, strict=True) if column.group]
+    return grouped or list(row.cells)
+
+
+def _characters(table: Table) -> int:
+    heads = _heads(table.columns)
+    lines = [[*heads[n].split("<br>"), *(line for row in table.rows for line in _joined(row.cells[n]))]
+             for n in range(len(heads))]  # fmt: skip
+    return sum(3 + max(map(len, column)) for column in lines)
+
+
+def _heads(columns: Sequence[Column]) -> list[str]:
+    """A group's name stands over its first column: there are no headings over several."""
+    found, previous = [], ""
+    for column in columns:
+        top = lines_of(column.group) if column.group != previous else ()
+        found.append("<br>".join(map(_escape, (*filter(None, top), column.name))))
+        previous = column.group
+    return found
+
+
+def _joined(cell: Cell) -> Cell:
+    """A mean and its deviation in one line."""
+    return (f"{cell[0]} {cell[1]}", *cell[2:]) if len(cell) > 1 and cell[1].startswith("±") else cell
+
+
 def _cell(cell: Cell) -> str:
-    return "<br>".join(_escape(line) for line in cell)
+    return "<br>".join(map(_escape, _joined(cell)))
 
 
 def _escape(text: str) -> str:

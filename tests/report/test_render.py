@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +43,8 @@ def test_a_cell_says_n_and_spread(write: Write, folder: Path) -> None:
     (table,) = pivots(folder)
     assert table.title == "cifar10, preact_resnet18 width 64, 10 % poisoned, clean data 5 %, preset made_up"
     lines = {row.cells[0][0]: row.cells[1:] for row in table.rows}
-    assert list(lines) == ["none (victim)", "clp", "ft", "oracle* (knows the trigger)"]  # the privileged one is last
+    assert list(lines) == ["none (victim)", "clp", "ft", "oracle*"]  # the privileged one is last
+    assert table.rows[-1].cells[0] == ("oracle*", "(knows the trigger)")
     acc, asr, ra, n = lines["ft"]
     assert asr[0] == "20.00"
     assert asr[1] == "± 10.00"
@@ -101,18 +105,37 @@ def test_markdown(write: Write, folder: Path) -> None:
     three(write)
     text = render_text.markdown(pivots(folder), ["a note"])
     assert text.startswith("# Results\n\n- a note\n")
-    assert "| defense | badnet ACC | badnet ASR | badnet RA | badnet n |\n|---|---:|---:|---:|---:|\n" in text
+    assert "| defense | badnet<br>ACC | ASR | RA | n |\n|---|---:|---:|---:|---:|\n" in text
     row = next(line for line in text.splitlines() if line.startswith("| ft "))
-    assert "20.00<br>± 10.00<br>" in row
+    assert "| 20.00 ± 10.00<br>" in row
     assert row.count("|") == 6
+
+
+def test_a_wide_markdown_table_comes_in_parts_without_empty_rows() -> None:
+    table = wide(30)
+    other = Row([("fp",), *[("",)] * 29, ("7.00",)])
+    text = render_text.markdown([replace(table, rows=[*table.rows, other])], [])
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert max(map(len, rows)) < 2 * render_text.WIDEST
+    assert [sum(line.startswith(f"| {name} ") for line in rows) for name in ("ft", "fp")] == [2, 1]
+    assert all(f"{number}.00" in text for number in range(30))
+
+
+def test_an_ablation_has_a_line_for_each_option(write: Write, folder: Path) -> None:
+    write(key="a")
+    write(key="b", repetition=1)
+    write(key="c", config__defense__epochs=5, config__defense__use_validation="train")
+    (table,) = pivots(folder)
+    assert table.rows[-1].cells[0] == ("ft", "[epochs=5,", "use_validation=train]")
 
 
 def test_latex(write: Write, folder: Path) -> None:
     three(write)
     text = render_latex.latex(pivots(folder), [])
     for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\multicolumn{4}{c}{badnet}", r"\cmidrule(lr){2-5}",
-                 r"\shortstack[r]{20.00 \\ {\scriptsize $\pm$ 10.00}", r"10 \% poisoned", r"1$\dagger$"):  # fmt: skip
+                 r"{\scriptsize $\pm$ 10.00}", r"10 \% poisoned", r"1$\dagger$"):  # fmt: skip
         assert part in text
+    assert "82.00 & 20.00 & 60.00 & 3" in text  # means in one line, what belongs to them below
     bare = re.sub(r"\\[{}]", "", text)
     assert bare.count("{") == bare.count("}")
     widths = {line.count("&") for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line}
@@ -146,3 +169,14 @@ def test_csv_has_fractions_and_no_formulas(write: Write, folder: Path) -> None:
     own = next(row for row in rows if row["defense"] == "ft")
     assert float(own["asr_mean"]) == 0.3
     assert own["asr_low"] == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (texlive-latex-recommended)")
+def test_latex_compiles_and_fits_its_pages(write: Write, folder: Path, tmp_path: Path) -> None:
+    three(write)
+    write(key="nasty", defense=NASTY, attack="a_b%c")
+    (tmp_path / "report.tex").write_text(render_latex.latex([*pivots(folder), wide(12)], ["a note"]))
+    done = subprocess.run(["pdflatex", "-halt-on-error", "report.tex"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
