@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from backdoor_bench.attack import AttackerView, stamp
-from backdoor_bench.attack.badnet import BadNet, paste
+from backdoor_bench.attack.badnet import BadNet, enlarged_square, paste
+from backdoor_bench.dataset import ImageSet
+from backdoor_bench.errors import ConfigError
 
 
 def test_paste_replaces_a_rectangle_of_a_copy() -> None:
@@ -29,8 +33,52 @@ def test_size_is_an_option() -> None:
 
 
 def test_patch_that_does_not_fit_is_an_error() -> None:
-    with pytest.raises(ValueError, match="a patch of 40 pixels does not fit an image of 32x32"):
+    with pytest.raises(
+        ConfigError, match=r"a patch of 40x40 pixels does not fit an image of 32x32; lower attack\.size"
+    ):
         BadNet(size=40).trigger((32, 32))
+    with pytest.raises(ConfigError, match="a patch of 32x32 pixels does not fit"):
+        BadNet(size=32, patch="colour").trigger((32, 32))  # one pixel of margin
+
+
+def test_patch_is_one_of_three() -> None:
+    with pytest.raises(ConfigError, match=r"unknown attack\.patch 'whit'\. Did you mean white\?"):
+        BadNet(patch="whit")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"attack\.size=6 with attack\.patch=enlarged"):
+        BadNet(size=6, patch="enlarged")
+
+
+def test_enlarged_square_is_that_of_the_card(make_attacker_view: Callable[..., AttackerView]) -> None:
+    assert torch.equal(enlarged_square((32, 32)), torch.ones(3, 3, 3))
+    profile = torch.tensor([64, 191, 255, 255, 255, 255, 255]) / 255  # rows and columns 57 to 63
+    expected = torch.outer(profile, profile)
+    torch.testing.assert_close(enlarged_square((64, 64)), expected.expand(3, 7, 7), rtol=0, atol=0.7 / 255)
+    images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+    view = make_attacker_view(train=ImageSet(images, torch.arange(4)))
+    attack = BadNet(patch="enlarged")
+    trigger = attack.trigger((64, 64))
+    attack.prepare(trigger, view)
+    painted = trigger(torch.full((1, 3, 64, 64), 0.5))
+    assert torch.equal(painted[0, :, 57:, 57:], trigger.patch)
+    assert bool((painted[..., :57, :] == 0.5).all())
+    assert bool((painted[..., :57] == 0.5).all())
+
+
+@pytest.mark.parametrize(("side", "size", "margin"), [(32, 5, 1), (64, 10, 2)])
+def test_coloured_patch_near_the_top_left_corner(
+    side: int, size: int, margin: int, make_attacker_view: Callable[..., AttackerView]
+) -> None:
+    attack = BadNet(patch="colour")
+    patches = []
+    for seed in (0, 0, 1):
+        trigger = attack.trigger((side, side))
+        attack.prepare(trigger, make_attacker_view(seed=seed))
+        patches.append(trigger.patch)
+    painted = trigger(torch.full((1, 3, side, side), -1.0))[0]
+    assert torch.equal(painted[:, margin : margin + size, margin : margin + size], patches[2])
+    assert int((painted != -1).sum()) == 3 * size * size
+    assert torch.equal(patches[0], patches[1])
+    assert not torch.equal(patches[0], patches[2])
 
 
 def test_poisoned_images_are_the_stamped_ones(attacker_view: AttackerView) -> None:
