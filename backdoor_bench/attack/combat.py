@@ -13,18 +13,19 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
 from backdoor_bench import seeding
-from backdoor_bench.attack.base import Attack, AttackerView, Poisoned, Taxonomy, Trigger, Victim
+from backdoor_bench.attack.base import Attack, AttackerView, Taxonomy, Trigger
 from backdoor_bench.attack.generator import UNet, low_pass, low_pass_matrix
+from backdoor_bench.attack.image_draws import image_draws
 from backdoor_bench.dataset import Augmentation
 from backdoor_bench.errors import ConfigError, IncompatibleError
 from backdoor_bench.model import Network
@@ -85,16 +86,20 @@ def step_schedule(epochs: int) -> Any:
 class CombatTrigger(Trigger):
     """``blur(clamp(x + rate / 2 * lowpass(G(2x - 1)), 0, 1), sigma)``; G's weights are the state.
 
-    The reference draws sigma anew at every call. A trigger here gives the same result every time, so it takes the
-    middle of the range; poison has a sigma of its own for each image, see :meth:`Combat.poison`.
+    The reference draws sigma anew at every call, for training and for test images. Here each image brings its own
+    along, from the same range, so that the same image gives the same result every time.
     """
 
     low_rows: Tensor
     low_columns: Tensor
-    sigma: Tensor
 
     def __init__(
-        self, image_size: tuple[int, int], width: int, noise_rate: float, low_pass_ratio: float, sigma: float
+        self,
+        image_size: tuple[int, int],
+        width: int,
+        noise_rate: float,
+        low_pass_ratio: float,
+        blur_sigma: tuple[float, float],
     ) -> None:
         super().__init__()
         if any(size % UNet.MULTIPLE or size < UNet.SMALLEST for size in image_size):
@@ -103,12 +108,11 @@ class CombatTrigger(Trigger):
                 f"{UNet.MULTIPLE} and at least {UNet.SMALLEST}, but these images are {image_size[0]}x{image_size[1]}; "
                 "resize them, e.g. to 32x32 or 64x64, or use another attack"
             )
-        self.noise_rate = noise_rate
+        self.noise_rate, self.blur_sigma = noise_rate, blur_sigma
         with seeding.scope("combat", "allocate"):  # weights that prepare() replaces; the caller's random state stays
             self.generator = UNet(width)
         for name, size in zip(("low_rows", "low_columns"), image_size, strict=True):
             self.register_buffer(name, low_pass_matrix(size, low_pass_ratio), persistent=False)
-        self.register_buffer("sigma", torch.tensor([sigma]), persistent=False)
 
     def perturb(self, images: Tensor) -> Tensor:
         """Images with G's noise, before the blur; G runs in the surrounding precision, the rest in float32."""
@@ -116,24 +120,17 @@ class CombatTrigger(Trigger):
         with torch.autocast(images.device.type, enabled=False):
             return add_noise(images, low_pass(noise.float(), self.low_rows, self.low_columns), self.noise_rate)
 
-    def paint(self, images: Tensor) -> Tensor:
-        return blur(self.perturb(images), self.sigma).clamp(0, 1)  # three weights may sum to a little over 1
-
-
-class _DrawnBlur(Trigger):
-    """The trigger with a sigma drawn for each image: for poison, which is made once."""
-
-    def __init__(self, trigger: CombatTrigger, sigma: tuple[float, float], draws: torch.Generator) -> None:
-        super().__init__()
-        self.trigger, self.range, self.draws = trigger, sigma, draws
+    def sigma(self, images: Tensor) -> Tensor:
+        """(B,): each image's own width of the blur, uniform in the range."""
+        return between(self.blur_sigma, image_draws(images, 1, "combat: the blur")[:, 0])
 
     def paint(self, images: Tensor) -> Tensor:
-        return blur(self.trigger.perturb(images), draw_sigma(self.range, len(images), self.draws).to(images.device))
+        return blur(self.perturb(images), self.sigma(images)).clamp(0, 1)  # weights may sum to a little over 1
 
 
-def draw_sigma(sigma: tuple[float, float], count: int, draws: torch.Generator) -> Tensor:
-    """(count,) float32, uniform between the two, on the generator's device."""
-    return sigma[0] + (sigma[1] - sigma[0]) * torch.rand(count, generator=draws, device=draws.device)
+def between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
+    """Numbers in [0, 1) moved to the range."""
+    return bounds[0] + (bounds[1] - bounds[0]) * uniform
 
 
 class Alternation(LightningModule):
@@ -201,7 +198,8 @@ class Alternation(LightningModule):
         return loss.detach()
 
     def _blur(self, images: Tensor) -> Tensor:
-        return blur(images, draw_sigma(self.attack.blur_sigma, 1, self.draws))
+        uniform = torch.rand(1, generator=self.draws, device=self.draws.device)
+        return blur(images, between(self.attack.blur_sigma, uniform))
 
     def _step(self, number: int, loss: Tensor) -> None:
         optimizer = cast(Sequence[Any], self.optimizers())[number]
@@ -214,8 +212,10 @@ class Alternation(LightningModule):
             scheduler.step()
 
     def configure_optimizers(self) -> Any:
-        trained: tuple[nn.Module, ...] = (self.surrogate, self.trigger.generator)
-        optimizers = [self.attack.optimizer(network.parameters()) for network in trained]
+        optimizers = [
+            self.attack.optimizer(self.surrogate.parameters()),
+            self.attack.generator_optimizer(self.trigger.generator.parameters()),
+        ]
         return optimizers, [step_schedule(self.attack.generator_epochs)(optimizer) for optimizer in optimizers]
 
 
@@ -223,23 +223,27 @@ class Combat(Attack):
     """Only images of the target class are altered, and no label. Weights and rates are the reference's, for [-1, 1].
 
     Departures: the last epoch is kept, where the reference takes the epoch with the best clean accuracy of S on the
-    test set; the blur of a poisoned image is drawn once; the victim has the data set's augmentation (the attacker's
-    networks have the published one); augmentation fills with black, not grey.
+    test set; an image keeps its width of the blur; the victim is trained by the data set's recipe and augmentation
+    (the attacker's networks have the published ones); augmentation fills with black, not grey, and decides for each
+    image whether to crop and rotate it; ``round(ratio * N)`` images are poisoned, not ``int(share * class size)``.
 
     Args:
         generator_width: channels of G's first level; published 64.
         surrogate_width: ``width`` of F0 and S; null: the victim's.
         clean_epochs, generator_epochs: phases 0 and 1; published 200 each.
-        batch_size, lr, momentum, weight_decay: SGD with Nesterov of F0, S and G.
+        batch_size, momentum, weight_decay: SGD with Nesterov of F0, S and G.
+        lr, generator_lr: rates of F0 and S, and of G; published the same.
+        surrogate_start: ``fresh`` weights, as published, or those of the ``clean`` model, which spares short runs the
+            epochs in which S knows nothing yet that G could learn from.
         noise_rate: amplitude of the noise for images in [-1, 1]; 0.08 is 0.04 in [0, 1].
         low_pass_ratio: share of the DCT's rows and columns that is kept.
-        blur_sigma: range of the 3x3 blur, pixels; poison draws from it, test images take its middle.
+        blur_sigma: range of the 3x3 blur, pixels, drawn for each image.
         l2_weight, clean_weight: see :func:`generator_loss`.
         crop_padding, crop_probability, rotation, rotation_probability: the augmentation of F0 and S, as in
             :class:`Augmentation`; whether to flip is the data set's.
     """
 
-    version = 2  # 1 rotated by coordinates in bfloat16
+    version = 3  # 1 rotated by coordinates in bfloat16; 2 blurred test images by the middle of the range
     taxonomy = Taxonomy("clean", "dynamic", "global", "additive", "data-poisoning")
 
     def __init__(
@@ -250,6 +254,8 @@ class Combat(Attack):
         generator_epochs: int = 200,
         batch_size: int = 128,
         lr: float = 0.01,
+        generator_lr: float = 0.01,
+        surrogate_start: Literal["fresh", "clean"] = "fresh",
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         noise_rate: float = 0.08,
@@ -268,6 +274,8 @@ class Combat(Attack):
             raise ConfigError(f"attack.blur_sigma={list(blur_sigma)}: expected two positive numbers, smaller first")
         if not 0 < low_pass_ratio <= 1:
             raise ConfigError(f"attack.low_pass_ratio={low_pass_ratio}: expected a share in (0, 1]; 1 keeps everything")
+        if surrogate_start not in ("fresh", "clean"):
+            raise ConfigError(f"attack.surrogate_start={surrogate_start}: expected fresh or clean")
         if clean_epochs < 1 or generator_epochs < 1:
             raise ConfigError(
                 f"attack.clean_epochs={clean_epochs}, attack.generator_epochs={generator_epochs}: "
@@ -275,7 +283,9 @@ class Combat(Attack):
             )
         self.generator_width, self.surrogate_width = generator_width, surrogate_width
         self.clean_epochs, self.generator_epochs, self.batch_size = clean_epochs, generator_epochs, batch_size
-        self.optimizer = partial(SGD, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay)
+        sgd = partial(SGD, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay)
+        self.optimizer, self.generator_optimizer = partial(sgd, lr=lr), partial(sgd, lr=generator_lr)
+        self.surrogate_start = surrogate_start
         self.noise_rate, self.low_pass_ratio = noise_rate, low_pass_ratio
         self.blur_sigma = (float(blur_sigma[0]), float(blur_sigma[1]))
         self.l2_weight, self.clean_weight = l2_weight, clean_weight
@@ -285,8 +295,7 @@ class Combat(Attack):
         )  # fmt: skip
 
     def trigger(self, image_size: tuple[int, int]) -> CombatTrigger:
-        middle = sum(self.blur_sigma) / 2
-        return CombatTrigger(image_size, self.generator_width, self.noise_rate, self.low_pass_ratio, middle)
+        return CombatTrigger(image_size, self.generator_width, self.noise_rate, self.low_pass_ratio, self.blur_sigma)
 
     def prepare(self, trigger: Trigger, view: AttackerView) -> None:
         """Phase 0, the clean model; phase 1, the generator against the surrogate."""
@@ -298,19 +307,11 @@ class Combat(Attack):
         view.numerics.place(trigger.generator)
         augmentation = dataclasses.replace(view.augmentation, **self.attacker_augmentation)
         width = {} if self.surrogate_width is None else {"width": self.surrogate_width}
-
-        clean = view.new_network("clean", **width).train()
         recipe = Recipe(self.clean_epochs, self.batch_size, self.optimizer, step_schedule(self.clean_epochs))
-        draws = view.generator("clean draws", view.numerics.device)
-        phase0 = Victim(clean, recipe, augmentation, view.numerics, draws)
-        view.fit(phase0, self.clean_epochs, self.batch_size, "combat: the clean model")
-
-        draws = view.generator("generator draws", view.numerics.device)
+        clean = view.clean_network("combat: the clean model", recipe, augmentation, **width)
         surrogate = view.new_network("surrogate", **width)
+        if self.surrogate_start == "clean":
+            surrogate.load_state_dict(clean.state_dict())
+        draws = view.generator("generator draws", view.numerics.device)
         phase1 = Alternation(self, trigger, surrogate, clean, view, share, augmentation, draws)
         view.fit(phase1, self.generator_epochs, self.batch_size, "combat: the generator")
-
-    def poison(self, view: AttackerView, trigger: Trigger) -> Poisoned:
-        """As any clean-label attack, with the blur's sigma drawn for each poisoned image."""
-        assert isinstance(trigger, CombatTrigger)
-        return super().poison(view, _DrawnBlur(trigger, self.blur_sigma, view.generator("blur")))
