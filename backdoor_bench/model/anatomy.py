@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from backdoor_bench.errors import IncompatibleError
 from backdoor_bench.model.activation_calls import separate, sites
-from backdoor_bench.model.walk import Step, example, title, walk
+from backdoor_bench.model.walk import Step, Walk, example, title, walk
 
 __all__ = [
     "PARTS", "activations", "batch_norms", "capture", "channel_parameters", "classifier", "conv_bn_pairs",
@@ -43,23 +43,24 @@ def convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
 def neurons(network: nn.Module, kind: str = "conv", images: Tensor | None = None) -> dict[str, Tensor]:
     """The weights whose first index counts neurons, by parameter name.
 
-    A depthwise or grouped convolution is no exception: its filters are (1 or more, k, k) each.
+    A depthwise or grouped convolution is no exception: its filters are (1 or more, k, k) each. What gives the logits
+    is one: its rows are classes.
 
     Args:
-        kind: ``conv``: every Conv2d; ``linear``: every Linear but the classifier, whose rows are classes, and the
-            in-projections of attention.
-        images: see :func:`walk`; for ``linear``.
+        kind: ``conv``: every Conv2d; ``linear``: every Linear, and the in-projections of attention.
+        images: see :func:`walk`.
     """
-    if kind == "conv":
-        return {f"{name}.weight": module.weight for name, module in convolutions(network).items()}
     found: dict[str, Tensor] = {}
+    linear = False
     for name, module in network.named_modules():
-        if isinstance(module, nn.Linear):
-            found[f"{name}.weight"] = module.weight
-        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        linear |= isinstance(module, nn.Linear)
+        if isinstance(module, nn.Conv2d if kind == "conv" else nn.Linear):
+            found[f"{name}.weight"] = module.weight  # type: ignore[assignment]
+        elif kind == "linear" and isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
             found[f"{name}.in_proj_weight"] = module.in_proj_weight
-    if found:
-        del found[f"{classifier(network, images)[0]}.weight"]
+    if found and (kind == "linear" or not linear):  # where there is a Linear, no convolution gives the logits
+        for step in _giving_logits(walk(network, images)):
+            found.pop(f"{step.name}.weight", None)
     return found
 
 
@@ -86,11 +87,20 @@ def activations(network: nn.Module, images: Tensor | None = None) -> dict[str, n
 
 
 def last_convolution(network: nn.Module, images: Tensor | None = None) -> tuple[str, nn.Conv2d]:
-    """The convolution that runs last."""
-    steps = walk(network, images).of(nn.Conv2d)
-    if not steps:
+    """The convolution that gives a feature map last: not a squeeze-and-excitation's, nor one that gives the logits."""
+    seen = walk(network, images)
+    steps = seen.of(nn.Conv2d)
+    apart = {step.name for step in _giving_logits(seen)}
+    for before, step in zip([None, *steps], steps, strict=False):
+        if step.output is not None and id(step.output[0]) in seen.gates:
+            apart.add(step.name)
+            _, narrow, *_ = step.module.weight.shape  # type: ignore[union-attr]
+            if before is not None and before.shape[1:2] == (narrow,) and narrow < step.shape[1]:
+                apart.add(before.name)  # the squeeze before the excitation
+    found = [step for step in steps if step.name not in apart]
+    if not found:
         raise IncompatibleError(f"{title(network)} has no convolution")
-    return steps[-1].name, steps[-1].module  # type: ignore[return-value]
+    return found[-1].name, found[-1].module  # type: ignore[return-value]
 
 
 def head(network: nn.Module, images: Tensor | None = None) -> tuple[str, nn.Linear]:
@@ -105,8 +115,32 @@ def head(network: nn.Module, images: Tensor | None = None) -> tuple[str, nn.Line
 
 
 def classifier(network: nn.Module, images: Tensor | None = None) -> tuple[str, nn.Linear]:
-    """The Linear that runs last, and gives the logits; :func:`penultimate` is its input."""
-    return _linear(network, walk(network, images).steps, -1, "in its forward")
+    """The Linear that runs last, and gives the logits; :func:`penultimate` is its input.
+
+    Raises:
+        IncompatibleError: there is none, or the logits are made of several (a distilled ViT's, the mean of two).
+    """
+    seen = walk(network, images)
+    several = [step.name for step in _giving_logits(seen)]
+    if len(several) > 1:
+        raise IncompatibleError(
+            f"{title(network)} makes its logits of several Linear layers ({', '.join(several)}), so no one of them is "
+            "its classifier"
+        )
+    return _linear(network, seen.steps, -1, "in its forward")
+
+
+def _giving_logits(seen: Walk) -> list[Step]:
+    """The layers behind which there are only logits: the Linear that runs last, or several whose results are merged; in
+    a network without any, a convolution whose maps of one pixel are the logits."""
+    linear = seen.of(nn.Linear)
+    if linear:
+        shape = seen.output.shape if isinstance(seen.output, Tensor) else None
+        given = any(step.output is not None and step.output[0] is seen.output for step in linear)
+        same = [step for step in linear if step.shape == shape]
+        return linear[-1:] if given or len(same) < 2 else same
+    last = seen.of(nn.Conv2d)[-1:]
+    return last if last and isinstance(seen.output, Tensor) and last[0].shape == (*seen.output.shape, 1, 1) else []
 
 
 def _linear(network: nn.Module, steps: Sequence[Step], which: int, where: str) -> tuple[str, nn.Linear]:

@@ -57,6 +57,8 @@ class Network(nn.Module):
 
     aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Patterns of names that other files give tensors of this network, and what to put in their place."""
+    resizable: ClassVar[bool] = False
+    """Whether ``resize`` is among its options."""
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ class TimmNetwork(Network):
         ConfigError: timm is not installed, or has no such network.
     """
 
+    resizable = True
+
     def __init__(
         self,
         name: str,

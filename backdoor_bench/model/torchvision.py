@@ -25,6 +25,7 @@ class TorchvisionNetwork(Network):
         ConfigError: torchvision has no such classifier.
     """
 
+    resizable = True
     aliases = (  # as torchvision's own files have them
         (r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2"),
         (r"\bmlp\.linear_1\.", "mlp.0."),

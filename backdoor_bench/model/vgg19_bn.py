@@ -14,6 +14,8 @@ class VGG19BN(TorchvisionNetwork):
     139,622,218 parameters with 10 classes; at 32x32 the last map is 1x1, replicated to 7x7 by the pooling.
     """
 
+    resizable = False
+
     def __init__(
         self,
         num_classes: int,

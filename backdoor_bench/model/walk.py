@@ -26,10 +26,13 @@ def _functions(*names: str) -> frozenset[Any]:
 
 
 ACTIVATIONS = _functions(
-    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "hardswish", "softplus",
-    "mish",
+    "relu", "relu6", "hardtanh", "threshold", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu",
+    "hardswish", "softplus", "mish",
 )  # fmt: skip
-"""Rectifier-like functions, functional spelling. Gates (sigmoid, hardsigmoid) and softmax are not among them."""
+"""Rectifier-like functions, functional spelling (hardtanh: what nn.ReLU6 calls). Gates are not among them."""
+
+GATES = _functions("sigmoid", "hardsigmoid", "softmax")
+"""What turns numbers into shares: of a squeeze-and-excitation, of branches to choose from."""
 
 ATTENTION = _functions("scaled_dot_product_attention", "multi_head_attention_forward")
 
@@ -96,6 +99,7 @@ class Walk:
         activations: in the order in which they were computed.
         calls: how often each module was called.
         totals: activations computed between a module's start and end, in its last call.
+        gates: ids of the tensors that became gates.
         output: what the network returned.
     """
 
@@ -104,6 +108,7 @@ class Walk:
     activations: list[Activation]
     calls: Counter[str]
     totals: dict[str, int]
+    gates: frozenset[int]
     output: Any
 
     def of(self, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> list[Step]:
@@ -124,6 +129,11 @@ def example(network: nn.Module, image_size: tuple[int, int] = IMAGE_SIZE) -> Ten
     """Two grey images for a network, (2, 3, H, W) in [0, 1], on its device; meta tensors for a network on meta."""
     tensor = next((t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()), torch.empty(0))
     return torch.full((2, 3, *image_size), 0.5, dtype=tensor.dtype, device=tensor.device)
+
+
+def _resizable(network: nn.Module) -> bool:
+    """Whether its configuration has ``resize`` and leaves it open."""
+    return getattr(network, "resizable", False) and not isinstance(getattr(network, "backbone", None), nn.Sequential)
 
 
 @torch.no_grad()
@@ -150,13 +160,16 @@ def walk(network: nn.Module, images: Tensor | None = None) -> Walk:
             raise
         except Exception as error:  # whatever a forward may raise, it means the same thing here
             shape = tuple(images.shape)
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            hint = "; if they are too small for it, model.resize=SIDE enlarges them" if _resizable(network) else ""
             raise IncompatibleError(
-                f"{title(network)} cannot be run on images of {shape} ({type(error).__name__}: {error}), so "
-                "the order of its layers is unknown"
+                f"{title(network)} cannot be run on images of {shape} ({reason}), so the order of its layers is "
+                f"unknown{hint}"
             ) from error
     calls = Counter(step.name for step in watch.steps)
     found = [activation for activation in watch.activations if activation is not None]
-    return Walk(len(images), watch.steps, found, calls, watch.totals, output)
+    gates = frozenset(id(tensor) for tensor in watch.gates)
+    return Walk(len(images), watch.steps, found, calls, watch.totals, gates, output)
 
 
 @contextmanager
@@ -179,6 +192,7 @@ class _Watch(TorchFunctionMode):
         self.steps: list[Step] = []
         self.activations: list[Activation | None] = []
         self.totals: dict[str, int] = {}
+        self.gates: list[Tensor] = []  # kept, so that an id stays one tensor's
         self._running: list[_Frame] = []
 
     def enters(self, name: str) -> Callable[..., None]:
@@ -201,6 +215,8 @@ class _Watch(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func in ATTENTION:
             self._running[-1].attends = True
+        if func in GATES and args and isinstance(args[0], Tensor):
+            self.gates.append(args[0])
         if func in ACTIVATIONS:
             frame, *around = self._running[::-1]
             outer = Place(around[0].name, around[0].count) if around else None

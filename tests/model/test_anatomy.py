@@ -18,6 +18,7 @@ from torchvision.models import (
 
 from backdoor_bench.errors import IncompatibleError
 from backdoor_bench.model import Network, anatomy
+from backdoor_bench.model.timm import TimmNetwork
 
 
 def vit() -> VisionTransformer:
@@ -134,6 +135,94 @@ def test_published_networks(make: Callable[..., nn.Module], expected: tuple[str,
     assert anatomy.classifier(network)[0] == classifier
     assert anatomy.last_convolution(network)[0] == last
     assert len(anatomy.conv_bn_pairs(network)) == pairs
+
+
+class Excited(nn.Module):
+    """A squeeze-and-excitation behind the last convolution, as in seresnet18; logits from a convolution or a Linear."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.squeeze, self.excite = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+        self.last = last
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        maps = maps * self.excite(self.squeeze(maps.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        pooled = maps.mean((2, 3), keepdim=True)
+        logits: Tensor = self.last(pooled if isinstance(self.last, nn.Conv2d) else pooled.flatten(1))
+        return logits.flatten(1)
+
+
+@pytest.mark.parametrize("last", [nn.Conv2d(4, 5, 1), nn.Linear(4, 5)])
+def test_gates_and_classifiers_are_no_feature_maps(last: nn.Module) -> None:
+    network = Excited(last)
+    assert anatomy.last_convolution(network)[0] == "conv"
+    neurons = ["conv.weight", "squeeze.weight", "excite.weight"]
+    assert list(anatomy.neurons(network)) == neurons
+
+
+class Distilled(nn.Module):
+    """Two heads, and the mean of their logits (DeiT); or one of three Linear layers of one width alone."""
+
+    def __init__(self, merged: bool) -> None:
+        super().__init__()
+        self.merged, self.head, self.head_dist = merged, nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images.mean((2, 3))
+        if self.merged:
+            return (self.head(features) + self.head_dist(features)) / 2
+        return self.head_dist(self.head(features))  # type: ignore[no-any-return]
+
+
+def test_logits_of_several_heads_have_no_one_classifier() -> None:
+    with pytest.raises(IncompatibleError, match=r"Distilled makes its logits of several .* \(head, head_dist\)"):
+        anatomy.classifier(Distilled(True))
+    assert anatomy.neurons(Distilled(True), "linear") == {}
+    assert anatomy.classifier(Distilled(False))[0] == "head_dist"
+    assert list(anatomy.neurons(Distilled(False), "linear")) == ["head.weight"]
+
+
+def test_relu6_is_an_activation() -> None:
+    """torch computes it by hardtanh."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU6(), nn.Flatten(), nn.LazyLinear(2))
+    network(torch.zeros(1, 3, 32, 32))
+    assert list(anatomy.activations(network)) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "conv", "classifier", "activations"),
+    [
+        ("seresnet18", "layer4.1.conv2", "fc", 25),
+        ("dla34", "level5.root.conv", None, 21),
+        ("resnetv2_50", "stages.3.blocks.2.conv3", None, 49),
+        ("starnet_s1", "stages.3.3.dwconv2.conv", "head", 16),
+        ("regnety_002", "s4.b7.conv3.conv", "head.fc", 53),
+        ("mobilevit_xxs", "final_conv.conv", "head.fc", 25),
+        ("swin_tiny_patch4_window7_224", "patch_embed.proj", "head.fc", 12),
+        ("mixer_s16_224", "stem.proj", "head", 16),
+        ("deit_tiny_distilled_patch16_224", "patch_embed.proj", None, 24),
+    ],
+)
+def test_networks_of_timm(name: str, conv: str, classifier: str | None, activations: int) -> None:
+    """Of other kinds than the published ones, without a number computed."""
+    with torch.device("meta"):
+        network = TimmNetwork(f"timm:{name}", 10)
+    assert anatomy.last_convolution(network)[0].endswith(f".{conv}")
+    assert len(anatomy.activations(network)) == activations
+    if classifier is None:
+        with pytest.raises(IncompatibleError, match=r"has no Linear layer|makes its logits of several"):
+            anatomy.classifier(network)
+    else:
+        assert anatomy.classifier(network)[0].endswith(f".{classifier}")
+
+
+def test_images_too_small_for_a_network_of_timm() -> None:
+    with torch.device("meta"):
+        network, enlarging = TimmNetwork("timm:inception_v3", 10), TimmNetwork("timm:inception_v3", 10, resize=299)
+    with pytest.raises(IncompatibleError, match=r"if they are too small for it, model\.resize=SIDE enlarges them"):
+        anatomy.classifier(network)
+    assert anatomy.classifier(enlarging)[0] == "backbone.1.fc"
 
 
 def test_a_network_without_a_head() -> None:
