@@ -125,8 +125,9 @@ class ActivationPrune(Stage):
 
     Ranked by their mean over the clean training images without augmentation; pruned step by step while the accuracy on
     the validation images is less than ``max_drop`` below that of the whole network, relatively. The last step that
-    was is kept (BackdoorBench returns the one after it), and decided on validation images (there: test images). For
-    the head a zeroed column and a removed channel are the same. At least one step's features stay.
+    was is kept (BackdoorBench returns the one after it), and decided on validation images (there: test images), however
+    few: of ten, the first that is lost is a tenth and ends it. For the head a zeroed column and a removed channel are
+    the same. At least one step's features stay.
 
     Args:
         max_drop: relative drop of validation accuracy that stops, a fraction.
@@ -188,6 +189,7 @@ class ActivationPrune(Stage):
             "pruned": sum(len(group) for group in groups[:chosen]) // width,
             "validation_accuracy_before": correct[0] / count,
             "validation_accuracy": correct[chosen] / count,
+            "validation_images": count,
         }
         return Mask(mask, report=report)
 

@@ -119,6 +119,7 @@ def test_writes_the_columns_it_masks_and_keeps_the_accuracy(max_drop: float, def
     measured = accuracy(network, view.validation, view.numerics)
     assert mask.report["validation_accuracy"] == measured
     assert mask.report["validation_accuracy_before"] == 1
+    assert mask.report["validation_images"] == len(view.validation)
     assert measured > 1 - max_drop
 
 
