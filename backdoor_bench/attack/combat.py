@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from backdoor_bench import seeding
 from backdoor_bench.attack.base import Attack, AttackerView, Taxonomy, Trigger
-from backdoor_bench.attack.generator import UNet, low_pass, low_pass_matrix
+from backdoor_bench.attack.generator import UNet, blur, low_pass, low_pass_matrix
 from backdoor_bench.attack.image_draws import image_draws
 from backdoor_bench.dataset import Augmentation
 from backdoor_bench.errors import ConfigError, IncompatibleError
@@ -38,21 +38,6 @@ def add_noise(images: Tensor, noise: Tensor, rate: float) -> Tensor:
     ``rate`` is the reference's, for images in [-1, 1]: 0.08 there is an amplitude of 0.04 here, 10 grey levels.
     """
     return (images + rate / 2 * noise).clamp(0, 1)
-
-
-def blur_taps(sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """The outer and the middle weight of a Gaussian of three taps, in pixels: ``2 * outer + middle = 1``."""
-    outer = torch.exp(-0.5 / sigma.square())
-    total = 1 + 2 * outer
-    return outer / total, 1 / total
-
-
-def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """A 3x3 Gaussian with reflected borders over (B, C, H, W). ``sigma``: (B,) or (1,), pixels, one per image."""
-    outer, middle = (tap.view(-1, 1, 1, 1) for tap in blur_taps(sigma))
-    x = F.pad(images, (1, 1, 1, 1), mode="reflect")
-    x = outer * (x[:, :, :-2] + x[:, :, 2:]) + middle * x[:, :, 1:-1]
-    return outer * (x[..., :-2] + x[..., 2:]) + middle * x[..., 1:-1]
 
 
 def generator_loss(

@@ -1,4 +1,4 @@
-"""What attacks with a learned trigger are built from: a U-Net that paints noise, and a low-pass in the DCT domain."""
+"""What attacks with a learned trigger are built from: a U-Net that paints noise, a low-pass in the DCT domain, a blur."""
 
 from __future__ import annotations
 
@@ -33,6 +33,21 @@ def low_pass(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     Half precision would lose the small coefficients: call it outside autocast.
     """
     return rows @ images @ columns
+
+
+def blur_taps(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The outer and the middle weight of a Gaussian of three taps, in pixels: ``2 * outer + middle = 1``."""
+    outer = torch.exp(-0.5 / sigma.square())
+    total = 1 + 2 * outer
+    return outer / total, 1 / total
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """A 3x3 Gaussian with reflected borders over (B, C, H, W). ``sigma``: (B,) or (1,), pixels, one per image."""
+    outer, middle = (tap.view(-1, 1, 1, 1) for tap in blur_taps(sigma))
+    x = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    x = outer * (x[:, :, :-2] + x[:, :, 2:]) + middle * x[:, :, 1:-1]
+    return outer * (x[..., :-2] + x[..., 2:]) + middle * x[..., 1:-1]
 
 
 class _Level(nn.Sequential):

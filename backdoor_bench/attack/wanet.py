@@ -82,8 +82,10 @@ class WaNet(Attack):
 
     ``poisoning_ratio * B`` is rounded up or down at random so that its mean is exact (the reference floors it:
     12 of 128 at 0.1). Then the whole batch is augmented: crop with padding 5 (80 % of the images), rotation up to
-    10 degrees (50 %), the data set's flip; parameters are drawn per image. The optimiser and schedule are the data
-    set's recipe; the reference's constant rate of 0.01 for the first 100 epochs is an override of it.
+    10 degrees (50 %), the data set's flip; whether and how is drawn per image (BackdoorBench: one draw for the batch),
+    and what comes in from outside is black (the reference: the mean colour). The optimiser and schedule are the data
+    set's recipe; the reference's constant rate of 0.01 for the first 100 epochs is an override of it. The last epoch
+    is kept. The accuracy on noise-mode test images, which the authors print as well, is not measured.
 
     Args:
         control_points: k, the control field is k x k.

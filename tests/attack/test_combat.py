@@ -18,12 +18,10 @@ from backdoor_bench.attack.combat import (
     Combat,
     CombatTrigger,
     add_noise,
-    blur,
-    blur_taps,
     generator_loss,
     step_schedule,
 )
-from backdoor_bench.attack.generator import UNet, dct_matrix, low_pass, low_pass_matrix
+from backdoor_bench.attack.generator import UNet, blur, blur_taps, dct_matrix, low_pass, low_pass_matrix
 from backdoor_bench.errors import ConfigError, IncompatibleError
 from backdoor_bench.model import Network
 from backdoor_bench.numerics import Numerics
