@@ -1,4 +1,4 @@
-"""What attacks with a learned trigger are built from: a U-Net that paints noise, a low-pass in the DCT domain, a blur."""
+"""What attacks with a learned trigger are built from: a U-Net that paints noise, a low-pass by DCT, a blur."""
 
 from __future__ import annotations
 
