@@ -117,7 +117,7 @@ def test_a_wide_markdown_table_comes_in_parts_without_empty_rows() -> None:
     text = render_text.markdown([replace(table, rows=[*table.rows, other])], [])
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert max(map(len, rows)) < 2 * render_text.WIDEST
-    assert [sum(line.startswith(f"| {name} ") for line in rows) for name in ("ft", "fp")] == [2, 1]
+    assert [sum(line.startswith(f"| {name} ") for line in rows) for name in ("ft", "fp")] == [3, 1]
     assert all(f"{number}.00" in text for number in range(30))
 
 

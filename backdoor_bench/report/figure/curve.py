@@ -67,7 +67,7 @@ def draw_sensitivity(records: Records, parameter: str, weak: bool = False) -> Fi
         ConfigError: no run has such an option (close matches are named), or it was never swept.
     """
     defended = parameter.startswith("defense.")
-    picked = pick.pick(records, ("asr", "acc"), defended=defended, weak=weak)
+    picked = pick.pick(records, ("asr", "acc"), defended=defended, weak=weak, own=False)
     runs = picked.runs.assign(value=option.values(picked.runs, parameter))
     runs = runs[runs.value.notna()]
     runs = runs.assign(defense=runs.defense.fillna(style.NO_DEFENSE), assumes=runs.assumes.fillna(""))
@@ -92,7 +92,7 @@ def draw_budget(records: Records, weak: bool = False) -> Figure:
     The share is of what the defense could have pruned, as its stage reports it; a line joins runs whose options
     differ, so each of its points is another budget.
     """
-    picked = pick.pick(records, ("asr", "acc"), weak=weak)
+    picked = pick.pick(records, ("asr", "acc"), weak=weak, own=False)
     runs = picked.runs.merge(shares(records.stages), on="key")
     if not len(runs):
         raise ConfigError("no run's stages report what they pruned; run one of a pruning defense: +defense=unibp")

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from backdoor_bench.errors import ConfigError
+from backdoor_bench.report import label as labels
 from backdoor_bench.report.frame import Records
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from pandas import DataFrame
 
 SETTINGS = {
@@ -34,12 +38,16 @@ class Picked:
     notes: tuple[str, ...]
 
 
-def pick(records: Records, needs: Sequence[str] = ("asr",), defended: bool = True, weak: bool = False) -> Picked:
+def pick(
+    records: Records, needs: Sequence[str] = ("asr",), defended: bool = True, weak: bool = False, own: bool = True
+) -> Picked:
     """Measured runs in which every metric of ``needs`` is there.
 
     Args:
         defended: only runs with a defense.
         weak: keep runs of weak attacks, which make every defense look good.
+        own: of each defense only the runs with the options that stand for it (:func:`label.own`): an ablation is
+            another method.
 
     Raises:
         ConfigError: none is left; the message says why each was left out.
@@ -63,11 +71,27 @@ def pick(records: Records, needs: Sequence[str] = ("asr",), defended: bool = Tru
         kept = "included" if weak else "left out"
         notes.append(f"{int(flagged.sum()):,} on weak attacks {kept}")
         ok = ok if weak else ok[~flagged]
+    if own and len(ok):
+        stands = _own(ok)
+        names = ", ".join(sorted(ok.defense[~stands].unique()))
+        notes += [f"{int((~stands).sum()):,} with other options than the method's own not shown ({names})"] * bool(
+            names
+        )
+        ok = ok[stands]
     if not len(ok):
         what = "run with a defense" if defended else "run"
         why = f" ({'; '.join(notes)})" if notes else ""
         raise ConfigError(f"no {what} has what the figure shows{why}; run some, or loosen the filter")
     return Picked(ok, (f"{len(ok):,} runs", *notes))
+
+
+def _own(runs: DataFrame) -> NDArray[np.bool_]:
+    """Which runs have the options that stand for their defense, in their data set, preset and network."""
+    labelled = labels.add(runs)
+    labelled["defense"] = labelled.defense.fillna(labels.NO_DEFENSE)
+    groups = labelled.groupby(["dataset", "preset", "network", "defense"]).defense_label
+    chosen = groups.transform(lambda found: labels.own(found, labels.method(found.iloc[0])))
+    return np.asarray(labelled.defense_label == chosen)
 
 
 def label(runs: DataFrame, defense: str) -> str:

@@ -35,7 +35,7 @@ def draw_density(records: Records, weak: bool = False) -> Figure:
     """RDR and ARR against ASR, a point for each run, coloured by how many runs lie near it."""
     from matplotlib.colors import LogNorm
 
-    picked = pick.pick(records, ("asr", *PRICES), weak=weak)
+    picked = pick.pick(records, ("asr", *PRICES), weak=weak, own=False)
     runs = picked.runs
     x = 100 * runs.asr.to_numpy()
     with style.printed():
