@@ -15,6 +15,7 @@ from backdoor_bench import seeding, training
 from backdoor_bench.attack import Attack, AttackerView, Poisoned, Taxonomy, Trigger, train_victim
 from backdoor_bench.attack.badnet import BadNet, PatchTrigger
 from backdoor_bench.attack.base import Victim, fit_victim, victim_draws
+from backdoor_bench.bench import triggered_set
 from backdoor_bench.dataset import Augmentation, Data, ImageSet
 from backdoor_bench.dataset.base import describe
 from backdoor_bench.model import Network
@@ -69,6 +70,13 @@ class OfOneClass(BadNet):
 
     def attack_labels(self, labels: Tensor, num_classes: int) -> Tensor:
         return torch.where(labels == 2, self.target_label, labels)
+
+
+def test_success_is_counted_over_the_images_whose_label_the_attack_changes(attacker_view: AttackerView) -> None:
+    attack, test = OfOneClass(), attacker_view.train
+    triggered = triggered_set(test, attack, attack.trigger((32, 32)), 4, attacker_view.numerics)
+    assert triggered.data.labels.tolist() == [2] * 12
+    assert triggered.attack_labels.tolist() == [0] * 12
 
 
 class Noted(BadNet):
