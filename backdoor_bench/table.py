@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 Record = Mapping[str, Any]
+UNBOUNDED = 10_000
+LONGEST_STATUS = 100
 
 
 def percent(value: float | None) -> str:
@@ -19,8 +21,7 @@ def percent(value: float | None) -> str:
 
 def print_run(record: Record, path: str, console: Console | None = None) -> None:
     """The run's stages with ACC, ASR, RA and seconds; then what the defense did, and where the record is."""
-    # No markup: names, paths and reasons hold brackets of their own.
-    console = console or Console(highlight=False, markup=False)
+    console = console or _console()
     given = record.get("given")
     attack = record["attack"] or ("unknown attack" if given else "no attack")
     defense = record["defense"] or "no defense"
@@ -75,26 +76,51 @@ def line(record: Record) -> str:
 
 def print_jobs(jobs: Sequence[Record], console: Console | None = None) -> None:
     """One row per job of a multirun, failed ones with their reason."""
-    # No markup: names, paths and reasons hold brackets of their own.
-    console = console or Console(highlight=False, markup=False)
+    console = console or _console()
     failed = sum(job["status"] != "ok" for job in jobs)
     console.print(f"{len(jobs)} jobs, {failed} failed" if failed else f"{len(jobs)} jobs", style="bold")
+    table = _jobs(jobs, [job["name"] for job in jobs])
+    if console.measure(table, options=console.options.update_width(UNBOUNDED)).maximum > console.width:
+        table = _jobs(jobs, [short(job["name"]) for job in jobs])
+    console.print(table)
+
+
+def short(overrides: str) -> str:
+    """What a person needs of a job's overrides: ``+attack=wanet defense.epochs=5`` is ``wanet epochs=5``."""
+    words = []
+    for override in overrides.split():
+        name, is_set, value = override.partition("=")
+        name = ("~" if name.startswith("~") else "") + name.lstrip("+~").split("@")[-1].split(".")[-1]
+        words.append(value if name in ("attack", "defense") and value else f"{name}{is_set}{value}")
+    return " ".join(words)
+
+
+def _jobs(jobs: Sequence[Record], names: Sequence[str]) -> Table:
     table = Table()
-    table.add_column("job", no_wrap=True)
-    for name in ("ACC %", "ASR %", "RA %", "DER %", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("status", overflow="fold")
-    for job in jobs:
+    table.add_column("job", overflow="fold")  # what does not fit goes on below: numbers are never cut
+    rows = []
+    for job, name in zip(jobs, names, strict=True):
         record = job.get("record") or {}
-        numbers = [percent(record.get(name)) for name in ("acc", "asr", "ra", "der")]
+        numbers = [percent(record.get(metric)) for metric in ("acc", "asr", "ra", "der")]
         status = job["status"] + (f": {job['reason']}" if job.get("reason") else "")
         if job.get("found"):
             status += " (found)"
         if record.get("weak_attack"):
             status += " (weak attack)"
-        table.add_row(job["name"], *numbers, f"{job['seconds']:.1f}", status,
-                      style="red" if job["status"] != "ok" else None)  # fmt: skip
-    console.print(table)
+        rows.append((name, *numbers, f"{job['seconds']:.1f}", status))
+    for column, name in enumerate(("ACC %", "ASR %", "RA %", "DER %", "seconds"), start=1):
+        widest = max(map(len, (name, *(row[column] for row in rows))))
+        table.add_column(name, justify="right", no_wrap=True, min_width=widest)
+    table.add_column("status", overflow="fold", max_width=LONGEST_STATUS)
+    for job, row in zip(jobs, rows, strict=True):
+        table.add_row(*row, style="red" if job["status"] != "ok" else None)
+    return table
+
+
+def _console() -> Console:
+    """Without markup: names, paths and reasons hold brackets of their own. A file is as wide as its tables."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=UNBOUNDED)
 
 
 def _metrics(values: Record) -> tuple[str, str, str]:

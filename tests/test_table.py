@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from backdoor_bench.table import line, percent, print_jobs, print_run
+from backdoor_bench.table import line, percent, print_jobs, print_run, short
 
 RECORD: dict[str, Any] = {
     "attack": "badnet",
@@ -125,3 +125,46 @@ def test_brackets_are_printed_as_they_are(capsys, monkeypatch) -> None:
     assert "defense.assumes=[trigger]" in text
     assert "failed: no [/tmp/x]" in text
     assert "record: [a]/runs/[/b]" in text
+
+
+JOBS: list[dict[str, Any]] = [
+    {"name": f"+attack=badnet +defense={name} stage@defense.stages.prune=skip spc={spc}", "status": "ok",
+     "seconds": 1234.5, "record": RECORD, "found": True}
+    for name in ("unibp", "gradprune_oracle") for spc in (2, 100)
+]  # fmt: skip
+
+
+def test_in_a_file_a_table_is_as_wide_as_it_needs_to_be(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_jobs(JOBS)
+    text = capsys.readouterr().out
+    header = next(row for row in text.splitlines() if "job " in row)
+    assert header.strip("┃ ").replace(" ┃", "").split() == "job ACC % ASR % RA % DER % seconds status".split()
+    for job in JOBS:
+        assert cells(text, job["name"]) == [job["name"], "90.72", "1.37", "90.00", "96.53", "1234.5", "ok (found)"]
+
+
+@pytest.mark.parametrize("width", [80, 66])
+def test_on_a_narrow_terminal_names_give_way_and_numbers_do_not(width: int) -> None:
+    written = io.StringIO()
+    failed = {**JOBS[0], "status": "failed", "reason": "a reason of so many words that they fill several lines"}
+    print_jobs([*JOBS, failed], Console(file=written, width=width, force_terminal=True, color_system=None))
+    text = written.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for number in ("90.72", "1.37", "90.00", "96.53", "1234.5"):
+        assert text.count(number) == 5
+    assert all(name in text for name in ("ACC %", "ASR %", "RA %", "DER %", "seconds", "badnet", "unibp"))
+    assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("+attack=badnet,x +defense=ft spc=2", "badnet,x ft spc=2"),
+        ("attack.poisoning_ratio=0.1", "poisoning_ratio=0.1"),
+        ("stage@defense.stages.prune=skip ~defense.stages.mask", "prune=skip ~mask"),
+        ("", ""),
+    ],
+)
+def test_a_job_in_few_words(overrides: str, expected: str) -> None:
+    assert short(overrides) == expected
