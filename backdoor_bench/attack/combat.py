@@ -291,7 +291,7 @@ class Combat(Attack):
         trigger.generator.load_state_dict(drawn.state_dict())
         view.numerics.place(trigger.generator)
         augmentation = dataclasses.replace(view.augmentation, **self.attacker_augmentation)
-        width = {} if self.surrogate_width is None else {"width": self.surrogate_width}
+        width: dict[str, Any] = {} if self.surrogate_width is None else {"width": self.surrogate_width}
         recipe = Recipe(self.clean_epochs, self.batch_size, self.optimizer, step_schedule(self.clean_epochs))
         clean = view.clean_network("combat: the clean model", recipe, augmentation, **width)
         surrogate = view.new_network("surrogate", **width)
