@@ -1,123 +1,50 @@
-"""The command: ``python -m backdoor_bench +attack=badnet +defense=unibp``, or many of them with ``-m``."""
+"""The command: ``python -m backdoor_bench +attack=badnet +defense=unibp``, or many of them with ``-m``.
+
+Nothing is imported here that takes time: Ctrl-C ends the command in one line from its first moment on.
+"""
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import sys
-import time
-import traceback
+import threading
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any
+from types import FrameType
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
-from backdoor_bench import config as configuration
-from backdoor_bench import overrides, progress
-from backdoor_bench.errors import BenchError
-from backdoor_bench.sweep import launcher, sweeper
-
-JOB = "job.json"
-
-
-@cache
-def _bench(store_dir: str) -> Any:
-    """One warm Bench per store and process, so that jobs share victims, data and triggered sets."""
-    from backdoor_bench.bench import Bench
-    from backdoor_bench.store import Store
-
-    return Bench(Store(store_dir))
-
-
-def job(config: DictConfig) -> None:
-    """One job of Hydra's: run, print, note its outcome; never raise into Hydra, which would stop the others."""
-    from backdoor_bench import experiment, table
-
-    hydra_config = HydraConfig.get()
-    multirun = hydra_config.mode == RunMode.MULTIRUN
-    name = " ".join(override for override in hydra_config.overrides.task if override not in _constants)
-    if multirun:
-        progress.say(f"job {hydra_config.job.num}: {name}")
-    started = time.monotonic()
-    outcome: dict[str, Any] = {"name": name, "status": "ok", "reason": None, "found": False, "record": None}
-    try:
-        done = experiment.run(configuration.plain(config), _bench(str(config.store_dir)))
-        outcome |= {"record": done.record, "found": done.found}
-        if multirun:
-            progress.say(f"  {table.line(done.record)}")
-        else:
-            table.print_run(done.record, done.path)
-    except Exception as error:
-        outcome |= {"status": "failed", "reason": explain(error)}
-    outcome["seconds"] = time.monotonic() - started
-    _outcomes.append(outcome)
-    if multirun:
-        outcome["multirun"] = hydra_config.sweep.dir
-        _note(Path(hydra_config.runtime.output_dir), outcome)
-
-
-def _note(folder: Path, outcome: dict[str, Any]) -> None:
-    """What became of a job, in the folder that Hydra made for it."""
-    key = outcome["record"]["key"] if outcome["record"] else None
-    (folder / JOB).write_text(json.dumps(outcome | {"record": key}, indent=1))
-
-
-# One process, one command: what its jobs came to, and the overrides that all of them share.
-_outcomes: list[dict[str, Any]] = []
-_constants: set[str] = set()
-
-
-def explain(error: Exception) -> str:
-    """Say what went wrong in one message; the stack trace only for what is not the user's, or if asked for."""
-    expected = isinstance(error, BenchError)
-    reason = str(error) if expected else f"{type(error).__name__}: {error}"
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
-    progress.say(f"error: {reason}")
-    if not expected and os.environ.get("HYDRA_FULL_ERROR") != "1":
-        progress.say("HYDRA_FULL_ERROR=1 shows where")
-    return reason
+INTERRUPTED = 130
+"""As a shell has it: 128 and the number of the signal."""
+WORDS = "interrupted: what is done is kept, the same command goes on from there"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, or 1 if a run failed."""
-    from backdoor_bench import table
+    """Run the command line. Returns 0, 1 if a run failed, or 130 after an interruption."""
+    ours = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+    before = signal.signal(signal.SIGINT, _interrupt) if ours else None
+    try:
+        from backdoor_bench import command
 
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    _outcomes.clear()
-    _constants.clear()
-    _constants.update(given)
-    conf, sweeps = configuration.directory(), configuration.directory("multirun_sweeps")
-    try:
-        ready = overrides.prepare(given, conf, sweeps)
-    except BenchError as error:
-        explain(error)
-        return 1
-    if not any(argument.startswith("hydra.searchpath=") for argument in ready):
-        # Beside the other overrides: argparse takes them in one group only.
-        first = next((n for n, argument in enumerate(ready) if "=" in argument and not argument.startswith("-")), 0)
-        ready.insert(first, f"hydra.searchpath=[file://{sweeps}]")
-    command = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)
-    before, sys.argv = sys.argv, [sys.argv[0], *ready]
-    sweeper.outcomes.clear()
-    launcher.outcomes.clear()
-    try:
-        command()
+        return command.main(arguments)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning makes an exit of an interruption in the middle of a fit.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        print(WORDS, file=sys.stderr)
+        before = signal.SIG_IGN  # the next one would only spoil the end
+        return INTERRUPTED
     finally:
-        sys.argv = before
-    _outcomes.extend(launcher.outcomes)
-    if any("multirun" in outcome for outcome in _outcomes):
-        table.print_jobs(_outcomes)
-    failed = any(outcome["status"] != "ok" for outcome in _outcomes)
-    for outcome in sweeper.outcomes:
-        if isinstance(outcome, Exception):
-            explain(outcome)
-    return max([int(failed), *(1 if isinstance(outcome, Exception) else outcome for outcome in sweeper.outcomes)])
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; but end at once inside an import, where C code may swallow it and go on."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, f"{WORDS}\n".encode())
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
