@@ -217,7 +217,9 @@ class Combat(Attack):
         surrogate_width: ``width`` of F0 and S; null: the victim's.
         clean_epochs, generator_epochs: phases 0 and 1; published 200 each.
         batch_size, momentum, weight_decay: SGD with Nesterov of F0, S and G.
-        lr, generator_lr: rates of F0 and S, and of G; published the same.
+        lr, generator_lr: rates of F0 and S, and of G; published the same. Not higher with a ``fresh`` S: at 0.05 the
+            running variances of its BatchNorm lag behind, and its logits in eval mode, which G learns from, pass 1e6
+            in the first ten steps (measured at width 64; at 0.01 they stay below 1).
         surrogate_start: ``fresh`` weights, as published, or those of the ``clean`` model, which spares short runs the
             epochs in which S knows nothing yet that G could learn from.
         noise_rate: amplitude of the noise for images in [-1, 1]; 0.08 is 0.04 in [0, 1].
