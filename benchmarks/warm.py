@@ -9,8 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import mean
 
-from backdoor_bench import command
-from backdoor_bench import metric
+from backdoor_bench import command, metric
 
 JOB = ("+attack=badnet", "+defense=ft", "recipe.epochs=1", "defense.epochs=1")
 

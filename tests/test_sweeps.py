@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from backdoor_bench import command
-from backdoor_bench import config
+from backdoor_bench import command, config
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.overrides import prepare
 from backdoor_bench.sweep import engine, sweeper

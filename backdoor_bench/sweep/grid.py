@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import product
 from typing import Any
 
@@ -226,6 +226,11 @@ def _in(value: Value, given: Iterable[Value]) -> bool:
 
 def _key(value: Any) -> str:
     """One spelling per value: 0.10 and "0.1" are one, so are 5 and 5.0."""
+    return str(value) if isinstance(value, list) else _spelling(value)
+
+
+@lru_cache(maxsize=None, typed=True)  # asked of the same few values for each of 100,000 points
+def _spelling(value: Any) -> str:
     try:
         return repr(float(value)) if not isinstance(value, bool) else str(value)
     except (TypeError, ValueError):

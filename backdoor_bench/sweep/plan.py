@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from backdoor_bench.bench import Bench, Plan
@@ -111,19 +112,19 @@ def _compose(
     plan, names, varied = SweepPlan(), Names(grid, composer), _varied(grid)
     numbers: dict[str, int] = {}
     victims: dict[str, _Victim] = {}
-    absent: dict[int, str | None] = {}
     for point in grid.points():
         plan.runs += 1
-        number = numbers.setdefault(repr(sorted(of_victim(point).items(), key=str)), len(numbers))
-        settings = grid.settings_of(point)
-        lacking = names.lacking({**point, **settings})
+        number = numbers.setdefault(repr(sorted(of_victim(point).items(), key=itemgetter(0))), len(numbers))
+        overrides = {**point, **grid.settings_of(point)}
+        lacking = names.lacking(overrides)
         if lacking is not None:
             plan.missing[lacking] += 1
             continue
-        config = composer.config({**point, **settings})
-        reason = _remembered(absent, config, bench)
-        if reason is not None:
-            plan.absent[reason] += 1
+        config = composer.config(overrides)
+        try:
+            bench.manifest(config)
+        except DataError as error:
+            plan.absent[str(error)] += 1
             continue
         planned = _plan(config, bench, plan, point)
         if planned is None or (keys is not None and planned.key not in keys):
@@ -151,18 +152,6 @@ def _plan(config: Mapping[str, Any], bench: Bench, plan: SweepPlan, point: Point
         return None
     except BenchError as error:
         raise ConfigError(f"{_label(point, list(point))}: {error}") from None
-
-
-def _remembered(absent: dict[int, str | None], config: Mapping[str, Any], bench: Bench) -> str | None:
-    """Why the data set of a run is not there, or None; looked for once."""
-    place = id(config["dataset"])  # the composer's own node, alive as long as the composer is
-    if place not in absent:
-        try:
-            bench.manifest(config)
-            absent[place] = None
-        except DataError as error:
-            absent[place] = str(error)
-    return absent[place]
 
 
 def _is_to_do(job: Job, past: Past, bench: Bench) -> bool:

@@ -172,9 +172,17 @@ def test_a_run_that_cannot_be_is_counted_with_its_reason(plan) -> None:
     assert plan({**AXES, "spc": [2, 500]}).impossible["spc=500, but class 8 has 140 images; use 140 or fewer"] == 4
 
 
-def test_a_data_set_that_is_not_here_is_counted_with_how_to_get_it(plan, make_composer, tmp_path: Path) -> None:
+def test_a_data_set_that_is_not_here_is_counted_with_how_to_get_it(
+    plan, make_composer, tmp_path: Path, monkeypatch
+) -> None:
+    looks: list[str] = []
+    source = Bench._source
+    monkeypatch.setattr(
+        Bench, "_source", lambda bench, config: (looks.append(config["dataset"]["name"]), source(bench, config))[1]
+    )
     composer = make_composer(f"data_dir={tmp_path / 'nothing'}")
     found = plan({**AXES, "dataset": ["digits", "cifar10"]}, composer=composer)
+    assert looks == ["digits", "cifar10"], "each is looked for once, also in vain"
     assert (found.runs, found.victims, found.planned) == (20, 4, 10)
     ((reason, count),) = found.absent.items()
     assert count == 10
