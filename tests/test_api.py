@@ -225,6 +225,7 @@ class Uncopied(Own):
         (lambda: AuxiliaryInTraining(), "AuxiliaryInTraining, in train mode, returns a tuple"),
         (lambda: Maps(), r"returns torch.float32 of shape \(4, 8, 7, 7\) for 4 images"),
         (lambda: Uncopied(), "cannot be copied .*mine alone"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), "has layers that get their shapes in the first"),
         (lambda: own(channels=4), r"cannot be run on float images of shape \(4, 3, 16, 16\)"),
         (lambda: torch.jit.script(own()), "TorchScript program cannot be taken apart"),
         (lambda: {"weight": torch.ones(1)}, "expected an nn.Module that gives logits, got dict"),
@@ -366,6 +367,19 @@ def test_weights_without_additions_are_the_networks_own(images, labels, tmp_path
     with pytest.raises(ConfigError, match="there is no folder"):
         result.save(tmp_path / "no" / "out.ts")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.md", "out.safetensors"]
+
+
+def test_a_network_of_several_devices_is_purified_on_one(images, capsys) -> None:
+    """SyncBatchNorm, which training on several devices leaves behind."""
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(own())
+    labels = torch.arange(40) % CLASSES
+    result = backdoor_bench.purify(network, images, labels, "unibp", **FAST, **{"stages.mask.k": 0.2})
+    expected = backdoor_bench.purify(own(), images, labels, "unibp", **FAST, **{"stages.mask.k": 0.2})
+    assert isinstance(network.bn1, nn.SyncBatchNorm)
+    assert type(result.network.bn1) is nn.BatchNorm2d
+    found = result.network.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.network.state_dict().items())
+    assert "2 SyncBatchNorm are made BatchNorm2d" in capsys.readouterr().err
 
 
 def altered(path: Path, about: str) -> None:

@@ -55,6 +55,7 @@ def neurons(network: nn.Module, kind: str = "conv", images: Tensor | None = None
     for name, module in network.named_modules():
         linear |= isinstance(module, nn.Linear)
         if isinstance(module, nn.Conv2d if kind == "conv" else nn.Linear):
+            _require_plain(name, module)
             found[f"{name}.weight"] = module.weight  # type: ignore[assignment]
         elif kind == "linear" and isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
             found[f"{name}.in_proj_weight"] = module.in_proj_weight
@@ -62,6 +63,16 @@ def neurons(network: nn.Module, kind: str = "conv", images: Tensor | None = None
         for step in _giving_logits(walk(network, images)):
             found.pop(f"{step.name}.weight", None)
     return found
+
+
+def _require_plain(name: str, module: nn.Module) -> None:
+    """Raise unless the weight is a parameter: what spectral_norm computes anew in each forward cannot be pruned."""
+    if "weight" not in module._parameters:
+        raise IncompatibleError(
+            f"the weight of '{name}' ({type(module).__name__}) is computed anew in each forward (spectral_norm, "
+            "weight_norm or the like), so nothing can be pruned in it; make it a parameter, e.g. with "
+            "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+        )
 
 
 def channel_parameters(network: nn.Module, weight: str, followers: Sequence[str] = ()) -> dict[str, nn.Parameter]:
@@ -111,7 +122,9 @@ def head(network: nn.Module, images: Tensor | None = None) -> tuple[str, nn.Line
     """
     steps = walk(network, images).steps
     last = max((number for number, step in enumerate(steps) if len(step.shape) > 2), default=-1)
-    return _linear(network, steps[last + 1 :], 0, "behind its last feature map")
+    name, found = _linear(network, steps[last + 1 :], 0, "behind its last feature map")
+    _require_plain(name, found)
+    return name, found
 
 
 def classifier(network: nn.Module, images: Tensor | None = None) -> tuple[str, nn.Linear]:
@@ -186,6 +199,7 @@ def conv_bn_pairs(network: nn.Module, images: Tensor | None = None) -> dict[str,
             source, version = given.get(id(step.source[0]), (None, 0))
             # Something added in place (a shortcut) is another version of the same tensor.
             if source is not None and version == step.source[1]:
+                _require_plain(source.name, source.module)
                 pairs[step.name] = source.name
         if isinstance(step.module, nn.Conv2d) and step.output is not None:
             given[id(step.output[0])] = step, step.output[1]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from backdoor_bench import progress
@@ -98,6 +99,11 @@ def take(
         IncompatibleError: it cannot be copied or run on the images, or does not give logits.
     """
     network = _unwrapped(network)
+    if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
+        raise IncompatibleError(
+            f"{type(network).__name__} has layers that get their shapes in the first forward (LazyLinear or the like); "
+            "run one batch through it and hand it over again"
+        )
     parameters = dict(network.named_parameters())
     devices = {parameter.device for parameter in parameters.values()}
     if len(devices) != 1 or "meta" in {device.type for device in devices}:
@@ -110,9 +116,10 @@ def take(
         copy = deepcopy(network)
     except Exception as error:  # whatever a module's own __deepcopy__ raises
         raise IncompatibleError(
-            f"{type(network).__name__} cannot be copied ({type(error).__name__}: {error}); hand over one that "
-            "copy.deepcopy accepts"
+            f"{type(network).__name__} cannot be copied ({type(error).__name__}: {str(error).partition('.')[0]}); hand "
+            "over one that copy.deepcopy accepts"
         ) from error
+    copy = _on_one_device(copy)
     numerics.place(copy.float()).eval().requires_grad_(True)
     frame = Frame(mean, std, grey)
     hook = copy.register_forward_pre_hook(frame, prepend=True)
@@ -139,6 +146,24 @@ def _unwrapped(network: nn.Module) -> nn.Module:
     compiled = getattr(network, "_orig_mod", None)  # torch.compile's; its class would take seconds to import
     if isinstance(compiled, nn.Module):
         network = compiled
+    return network
+
+
+def _on_one_device(network: nn.Module) -> nn.Module:
+    """In place: SyncBatchNorm as the BatchNorm2d that it is on one device, with the same tensors; said."""
+    found = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    for name, module in found:
+        norm = nn.BatchNorm2d(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        ).train(module.training)
+        norm._parameters, norm._buffers = module._parameters, module._buffers
+        if not name:
+            return norm
+        network.set_submodule(name, norm)
+    if found:
+        progress.say(
+            f"{len(found)} SyncBatchNorm are made BatchNorm2d, which they are on one device; names and tensors stay"
+        )
     return network
 
 

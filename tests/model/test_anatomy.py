@@ -225,6 +225,24 @@ def test_images_too_small_for_a_network_of_timm() -> None:
     assert anatomy.classifier(enlarging)[0] == "backbone.1.fc"
 
 
+def test_a_weight_that_is_computed_cannot_be_pruned() -> None:
+    from torch.nn.utils.parametrizations import spectral_norm
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    spectral_norm(network[0])
+    for question in (anatomy.neurons, anatomy.conv_bn_pairs):
+        with pytest.raises(IncompatibleError, match=r"the weight of '0' \(ParametrizedConv2d\) is computed anew"):
+            question(network)
+    assert anatomy.head(network)[0] == "4"
+    nn.utils.parametrize.remove_parametrizations(network[0], "weight")
+    assert list(anatomy.neurons(network)) == ["0.weight"]
+    nn.utils.spectral_norm(network[4])  # the older way
+    with pytest.raises(IncompatibleError, match=r"the weight of '4' \(Linear\)"):
+        anatomy.head(network)
+
+
 def test_a_network_without_a_head() -> None:
     with pytest.raises(IncompatibleError, match="Sequential has no Linear layer behind its last feature map"):
         anatomy.head(nn.Sequential(nn.Linear(32, 2), nn.Conv2d(3, 1, 1)))
