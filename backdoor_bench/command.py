@@ -26,8 +26,8 @@ JOB = "job.json"
 
 
 @cache
-def _bench(store_dir: str) -> Any:
-    """One warm Bench per store and process, so that jobs share victims, data and triggered sets."""
+def _bench(store_dir: Path) -> Any:
+    """One warm Bench per store (an absolute path) and process, so that jobs share victims, data and triggered sets."""
     from backdoor_bench.bench import Bench
     from backdoor_bench.store import Store
 
@@ -46,7 +46,7 @@ def job(config: DictConfig) -> None:
     started = time.monotonic()
     outcome: dict[str, Any] = {"name": name, "status": "ok", "reason": None, "found": False, "record": None}
     try:
-        done = experiment.run(configuration.plain(config), _bench(str(config.store_dir)))
+        done = experiment.run(configuration.plain(config), _bench(Path(config.store_dir).resolve()))
         outcome |= {"record": done.record, "found": done.found}
         if multirun:
             progress.say(f"  {table.line(done.record)}")

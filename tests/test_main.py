@@ -1,4 +1,4 @@
-"""The command line as a user types it, in a process of its own."""
+"""The command line as a user types it: in a process of its own where that is the point, else through ``main``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from backdoor_bench import command
+
 TINY = ("recipe.epochs=1", "recipe.width=2")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture(scope="module")
@@ -19,38 +33,56 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("user")
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def process(folder: Path, *arguments: str) -> Done:
+    """``python -m backdoor_bench ARGUMENTS``, as a shell starts it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     environment.pop("HYDRA_FULL_ERROR", None)
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "backdoor_bench", *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The same command without the seconds that a process needs to start."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def typed(*arguments: str) -> Done:
+        return Done(command.main(arguments), *capsys.readouterr())
+
+    return typed
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in (folder / "store" / "runs").glob("*/*.json")]
 
 
 def test_one_run_prints_its_table_and_is_found_again(folder) -> None:
-    first = command(folder, "+attack=badnet", "+defense=ft", "defense.epochs=1", *TINY)
+    first = process(folder, "+attack=badnet", "+defense=ft", "defense.epochs=1", *TINY)
     assert first.returncode == 0, first.stderr
     for word in ("victim", "finetune", "purified", "ACC %", "DER", "RDR", "record:"):
         assert word in first.stdout
-    (record,) = (folder / "store" / "runs").glob("*/0001.json")
-    assert json.loads(record.read_text())["status"] == "ok"
-    assert str(record.parent.name) in first.stdout
-    again = command(folder, "+attack=badnet", "+defense=ft", "defense.epochs=1", *TINY)
+    (record,) = records(folder)
+    assert record["status"] == "ok"
+    assert record["key"] in first.stdout
+    again = process(folder, "+attack=badnet", "+defense=ft", "defense.epochs=1", *TINY)
     assert again.returncode == 0
     assert "found in the store" in again.stderr
-    assert len(list((folder / "store" / "runs").glob("*/*.json"))) == 1
+    assert len(records(folder)) == 1
 
 
-def test_attack_alone_and_defense_alone(folder) -> None:
-    attack = command(folder, "+attack=badnet", *TINY)
+def test_attack_alone_and_defense_alone(folder, run) -> None:
+    attack = run("+attack=badnet", *TINY)
     assert attack.returncode == 0, attack.stderr
     assert "no defense" in attack.stdout
-    defense = command(folder, "+defense=ft", "defense.epochs=1", *TINY)
+    defense = run("+defense=ft", "defense.epochs=1", *TINY)
     assert defense.returncode == 0, defense.stderr
     assert "clean network" in defense.stdout
-    records = [json.loads(path.read_text()) for path in (folder / "store" / "runs").glob("*/*.json")]
-    (clean,) = (record for record in records if record["attack"] is None)
+    (clean,) = (record for record in records(folder) if record["attack"] is None)
     assert clean["asr"] is None
     assert clean["ra"] is None
     assert clean["der"] is None
@@ -58,7 +90,7 @@ def test_attack_alone_and_defense_alone(folder) -> None:
 
 
 def test_multirun_with_a_constant_and_a_failing_job(folder) -> None:
-    done = command(
+    done = process(
         folder, "-m", "+attack=badnet", "+defense=ft,ft", "spc=2,500", "attack.poisoning_ratio=0.05",
         "defense.epochs=1", *TINY,
     )  # fmt: skip
@@ -70,19 +102,16 @@ def test_multirun_with_a_constant_and_a_failing_job(folder) -> None:
     assert sorted(note["status"] for note in notes) == ["failed", "failed", "ok", "ok"]
 
 
-def test_multirun_sweeps_a_stage_for_an_ablation(folder) -> None:
-    done = command(
-        folder, "-m", "+attack=badnet", "+defense=ft", "stage@defense.stages.finetune=finetune,skip",
-        "defense.epochs=1", *TINY,
-    )  # fmt: skip
+def test_multirun_sweeps_a_stage_for_an_ablation(run) -> None:
+    done = run("-m", "+attack=badnet", "+defense=ft", "stage@defense.stages.finetune=finetune,skip",
+               "defense.epochs=1", *TINY)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "finetune=skip" in done.stdout
 
 
-def test_a_purified_network_is_measured_again_in_a_fresh_process(folder) -> None:
+def test_a_purified_network_is_measured_again_in_a_fresh_process(folder, run) -> None:
     """UNIT's bounds are part of it; ACC, ASR and RA come out exactly as recorded."""
-    short = ("defense.epochs=2", "save_purified=true")
-    done = command(folder, "+attack=badnet", "+defense=unit", *short, *TINY)
+    done = run("+attack=badnet", "+defense=unit", "defense.epochs=2", "save_purified=true", *TINY)
     assert done.returncode == 0, done.stderr
     (saved,) = (folder / "store" / "purified").iterdir()
     again = subprocess.run(
@@ -94,26 +123,35 @@ def test_a_purified_network_is_measured_again_in_a_fresh_process(folder) -> None
     assert again.stdout.count("recorded") == 3
 
 
+def test_a_misspelt_name_ends_a_process_at_once(folder) -> None:
+    done = process(folder, "+attack=badnett")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: unknown attack 'badnett'. Did you mean badnet or wanet? Known: ")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["+attack=badnett"], "Did you mean badnet or wanet?"),
         (["+attack=badnet", "attack.target_label=12"], "attack.target_label=12: the data set has classes 0 to 9"),
         (["+attack=badnet", "+defense=ft", "spc=2", "clean_ratio=0.1"], "both spc=2 and clean_ratio=0.1 are given"),
         (["dataset=cifar10", "data_dir=nowhere"], "nowhere"),
-        (["+attack=badnet", "recipe.optimizer.lr=1.0e+30", *TINY], "diverged"),
     ],
 )
-def test_bad_input_is_one_message_without_a_stack_trace(folder, arguments, message) -> None:
-    done = command(folder, *arguments)
+def test_bad_input_is_one_message_without_a_stack_trace(run, arguments, message) -> None:
+    done = run(*arguments)
     assert done.returncode == 1
     assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_diverging_run_is_one_message_and_recorded_as_failed_with_its_reason(folder, run) -> None:
+    done = run("+attack=badnet", "recipe.optimizer.lr=1.0e+30", "seed=7", *TINY)
+    assert done.returncode == 1
+    assert "diverged" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_diverging_run_is_recorded_as_failed_with_its_reason(folder) -> None:
-    command(folder, "+attack=badnet", "recipe.optimizer.lr=1.0e+30", "seed=7", *TINY)
-    records = [json.loads(path.read_text()) for path in (folder / "store" / "runs").glob("*/*.json")]
-    (failed,) = (record for record in records if record["seed"] == 7)
+    (failed,) = (record for record in records(folder) if record["seed"] == 7)
     assert failed["status"] == "failed"
     assert "diverged" in failed["reason"]
