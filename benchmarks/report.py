@@ -95,7 +95,8 @@ def step(name: str, folder: Path) -> dict[str, Any]:
     cells = summary.cells(records.runs)
     facts: dict[str, Any] = {"runs": len(records.runs), "cells": len(cells), "skipped": len(records.skipped)}
     if name == "page":
-        text = render_html.page([("Ranking", list(ranking.tables(records.runs)))], records.notes(), cells, records.runs)
+        medians, duels = ranking.tables(records.runs)
+        text = render_html.page([("Ranking", [*medians, *duels])], records.notes(), cells, records.runs)
         (folder / "page.html").write_text(text)
         facts["bytes"] = len(text.encode())
         return _taken(started) | facts | {"opens_in_ms": opens(folder / "page.html")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,10 @@ from backdoor_bench.errors import BenchError, ConfigError, StoreError, unknown
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from backdoor_bench.report.frame import Records
     from backdoor_bench.report.layout import Table
+
+    Part = tuple[str, Sequence[Table]]
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "parquet", "html")
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".parquet": "parquet", ".html": "html"}
@@ -25,6 +29,7 @@ EXAMPLES = """examples:
   python -m backdoor_bench.report                                 the store, in the terminal
   python -m backdoor_bench.report results/core dataset=cifar10 attack=badnet,blended
   python -m backdoor_bench.report --out page.html                 a page to filter, sort and hover; needs no network
+  python -m backdoor_bench.report results/core results/gpu --pages --out docs/results.md
   python -m backdoor_bench.report --table unibp_1                 a published table, ours beside it
   python -m backdoor_bench.report --runs --out runs.csv status=failed
   python -m backdoor_bench.report wandb --help                    a W&B dashboard; records sent to W&B later
@@ -65,13 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="file to write; without it text goes to the terminal")
     parser.add_argument("--metrics", default="acc,asr,ra", help="of acc asr ra der arr rdr (default: %(default)s)")
     parser.add_argument("--table", metavar="NAME", help="a published table, as in unibp_1; 'list' names them all")
+    parser.add_argument("--pages", action="store_true", help="Markdown: a page for each source, and one that sums up")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also every figure that the records can show")
     parser.add_argument("--runs", action="store_true", help="csv and parquet: one row per run instead of per cell")
     return parser
 
 
 def _report(options: argparse.Namespace, made: str) -> None:
-    from backdoor_bench.report import beside, frame, layout, published, ranking, summary
+    from backdoor_bench.report import beside, frame, published, summary
 
     kind = options.format or (SUFFIXES.get(options.out.suffix, "terminal") if options.out else "terminal")
     metrics = options.metrics.split(",")
@@ -97,31 +103,70 @@ def _report(options: argparse.Namespace, made: str) -> None:
         notes.append(made)
     cells = summary.cells(records.runs) if records else None
     if options.table is not None:
-        _write(kind, options.out, [beside.table(options.table, cells)], notes)
+        _write(kind, options.out, [("", [beside.table(options.table, cells)])], notes)
         return
     assert records is not None
     assert cells is not None
     if kind in ("csv", "parquet"):
         _data(kind, options.out, records.runs if options.runs else cells)
+        return
+    parts = _parts(records, cells, metrics)
+    if kind == "html":
+        from backdoor_bench.report import render_html
+
+        _save(options.out or Path("report.html"), render_html.page(parts, notes, cells, records.runs))
+    elif options.pages:
+        _pages(options, filters, metrics, parts[0], notes)
     else:
-        parts = [
-            ("Measured", list(layout.pivots(cells, metrics))),
-            ("Beside published figures", list(beside.tables(cells))),
-            ("Which defense beats fine-pruning and fine-tuning?", list(ranking.tables(records.runs))),
-        ]
-        if kind == "html":
-            from backdoor_bench.report import render_html
-
-            _save(options.out or Path("report.html"), render_html.page(parts, notes, cells, records.runs))
-        else:
-            _write(kind, options.out, [table for _, tables in parts for table in tables], notes)
+        _write(kind, options.out, parts, notes)
 
 
-def _write(kind: str, out: Path | None, tables: Sequence[Table], notes: Sequence[str]) -> None:
+def _parts(records: Records, cells: DataFrame, metrics: Sequence[str]) -> list[Part]:
+    from backdoor_bench.report import beside, layout, ranking
+
+    medians, duels = ranking.tables(records.runs)
+    return [
+        ("Summary", medians),
+        ("Measured", list(layout.pivots(cells, metrics))),
+        ("Beside published figures", list(beside.tables(cells))),
+        ("Which defense beats fine-pruning and fine-tuning?", duels),
+    ]
+
+
+def _pages(
+    options: argparse.Namespace, filters: Sequence[str], metrics: Sequence[str], top: Part, notes: Sequence[str]
+) -> None:
+    """A Markdown page of each source in a folder beside ``--out``, and in ``--out`` the summary of all with links."""
+    from backdoor_bench.report import frame, render_text, summary
+
+    sources = [Path(text) for text in options.what if text not in filters]
+    names = [source.resolve().stem for source in sources]
+    if options.out is None or options.out.suffix != ".md" or len(sources) < 2 or len(set(names)) < len(names):
+        raise ConfigError("--pages makes a page of each of several sources with different names: SOURCE SOURCE "
+                          "--pages --out NAME.md")  # fmt: skip
+    links = []
+    for source, name in zip(sources, names, strict=True):
+        records = frame.load([source], filters)
+        page = options.out.with_suffix("") / f"{name}.md"
+        parts = _parts(records, summary.cells(records.runs), metrics)
+        _save(page, render_text.markdown(parts, [*records.notes(), notes[-1]], f"Results: {name}"))
+        about = source / "README.md"
+        how = f"; [how it was made]({os.path.relpath(about, options.out.parent)})" if about.is_file() else ""
+        links.append(f"- [{name}]({options.out.stem}/{name}.md): {', '.join(records.notes()[:1])}{how}")
+    text = render_text.markdown([top], notes)
+    head, line, rest = text.partition("\n\n## ")
+    _save(
+        options.out,
+        "\n".join([head, "", "One page for each set of records, with all tables:", "", *links]) + line + rest,
+    )
+
+
+def _write(kind: str, out: Path | None, parts: Sequence[Part], notes: Sequence[str]) -> None:
     from backdoor_bench.report import render_latex, render_text
 
+    tables = [table for _, part in parts for table in part]
     if kind == "markdown":
-        text = render_text.markdown(tables, notes)
+        text = render_text.markdown(parts, notes)
     elif kind == "latex":
         text = render_latex.latex(tables, notes)
     elif kind == "terminal":

@@ -75,7 +75,9 @@ def _table(name: str, ours: published.Ours | None, only_ours: bool) -> Table:
     title = f"{about['paper']}, {_called(about['table'])}: {about['title']} ({fixed})"
     weak = any(match.cell["weak"] for _, matches in lines for match in matches)
     said = [f"{WEAK} weak attack: the victim's ASR is too low to tell defenses apart."] * weak
-    return Table(f"published_{name}", title, columns, body, [*_notes(name, compared), *said, *legend.lines()])
+    return Table(
+        f"published_{name}", title, columns, body, [*_notes(name, compared), *said, *legend.lines()], whole=True
+    )
 
 
 def _ordered(rows: DataFrame) -> list[dict[str, Any]]:

@@ -43,13 +43,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """What a renderer prints. ``name`` is a short word without spaces, for files and references."""
+    """What a renderer prints. ``name`` is a short word without spaces, for files and references; ``whole``: groups of
+    columns are compared with each other, so they stay side by side where there is any room.
+    """
 
     name: str
     title: str
     columns: Sequence[Column]
     rows: Sequence[Row]
     notes: Sequence[str] = ()
+    whole: bool = False
 
     def pages(self, most: int) -> Iterator[Table]:
         """The table in parts of at most ``most`` lines."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,7 +81,7 @@ def eligible(runs: DataFrame) -> tuple[DataFrame, dict[str, int]]:
     frame = frame[frame.defense.notna()]
     failed, weak = frame.status != "ok", frame.weak_attack.fillna(False).astype(bool)
     knows, clean = frame.assumes.fillna("") != "", frame.attack.isna()
-    out = {"failed": failed, "of a weak attack": weak & ~failed, "assume more than clean data": knows & ~weak & ~failed,
+    out = {"failed": failed, "of a weak attack": weak & ~failed, "that assume more than clean data": knows & ~weak & ~failed,
            "on clean networks": clean & ~knows & ~failed}  # fmt: skip
     kept = frame[~(failed | weak | knows | clean) & frame[list(CRITERIA)].notna().all(axis=1)]
     return kept, {reason: int(mask.sum()) for reason, mask in out.items() if mask.any()}
@@ -140,19 +140,24 @@ def _judged(count: float, low: float, high: float) -> str:
     return "win" if high < 0 else "loss" if low > 0 else "tie"
 
 
-def tables(runs: DataFrame) -> Iterator[Table]:
-    """Medians and duels, one pair of tables per :data:`FIELD` that has a baseline; the first says what was left out."""
-    kept, out = eligible(runs)
-    left = [f"Not ranked: {count:,} runs {reason}." for reason, count in out.items()]
-    for position, (field, part) in enumerate(kept.groupby(list(FIELD), sort=True)):
-        place = f"{field[1]}, {field[2]}, preset {field[3]}"
-        yield _medians(part, place, f"medians_{position + 1}")
-        found = duels(part)
+def tables(runs: DataFrame) -> tuple[list[Table], list[Table]]:
+    """Medians and duels, a table of each for every :data:`FIELD` (no duels without a baseline)."""
+    medians, against = list[Table](), list[Table]()
+    fields = label.add(runs).groupby(list(FIELD), sort=True)
+    for position, (field, part) in enumerate(fields):
+        kept, out = eligible(part)
+        if not len(kept):
+            continue
+        place, found = f"{field[1]}, {field[2]}, preset {field[3]}", duels(kept)
+        left = ", ".join(f"{count:,} runs {reason}" for reason, count in out.items())
+        notes = [*(_answers(found) if found else []), *([f"Not ranked: {left}."] if left else [])]
+        medians.append(_medians(kept, place, notes, f"medians_{position + 1}"))
         if found:
-            yield _duels(found, place, left, f"ranking_{position + 1}")
+            against.append(_duels(found, place, notes, f"ranking_{position + 1}"))
+    return medians, against
 
 
-def _medians(part: DataFrame, place: str, name: str) -> Table:
+def _medians(part: DataFrame, place: str, notes: list[str], name: str) -> Table:
     rows = []
     for defense, runs in sorted(part.groupby("defense_label"), key=lambda item: item[1].asr.median()):
         cells: list[Cell] = [lines_of(str(defense))]
@@ -163,30 +168,34 @@ def _medians(part: DataFrame, place: str, name: str) -> Table:
         rows.append(Row([*cells, (str(len(runs)),), (str(runs.victim.nunique()),)]))
     columns = [Column("defense", numeric=False), *(Column(NAMES[c], "median") for c in CRITERIA), Column("runs"),
                Column("victims")]  # fmt: skip
-    notes = ["Percent, lower is better; medians over all attacks, ratios, regimes and repetitions, [quartiles]. "
-             "Defenses may have run on different victims: only the pairs below compare like with like."]  # fmt: skip
-    return Table(name, f"Medians: {place}", columns, rows, notes)
+    said = ("Percent, lower is better; medians over all attacks, ratios, regimes and repetitions, [quartiles]. Not all "
+            "defenses may have run on the same victims: only pairs of one victim compare like with like.")  # fmt: skip
+    return Table(name, f"Medians: {place}", columns, rows, [said, *notes])
 
 
-def _duels(found: list[Duel], place: str, left: list[str], name: str) -> Table:
+def _duels(found: list[Duel], place: str, notes: list[str], name: str) -> Table:
     columns = [Column("defense", numeric=False), Column("against", numeric=False), Column("pairs"), Column("victims")]
     columns += [Column(f"Δ{NAMES[criterion]}") for criterion in CRITERIA]
     columns += [Column("beats at once", numeric=False), Column("medians lower", numeric=False)]
     rows = [Row(_line(duel), duel.baseline) for duel in found]
+    said = (
+        "Δ: mean difference in points over the same victims, clean data and repetitions, negative is better, [95 % "
+        "bootstrap interval; victims resampled where there are several]. w/t/l: victims with a regime won, tied and "
+        f"lost by their own pairs, where any has the {FEWEST} that decide. No verdict: too few."
+    )
+    return Table(name, f"Against fine-pruning and fine-tuning: {place}", columns, rows, [*notes, said])
+
+
+def _answers(found: list[Duel]) -> list[str]:
+    """The survey's question, answered."""
     beaten = {name: {label.method(d.baseline) for d in found if d.defense == name and d.beats}
               for name in dict.fromkeys(duel.defense for duel in found)}  # fmt: skip
     both = [name for name, baselines in beaten.items() if baselines == set(BASELINES)]
     open_ = sorted({duel.defense for duel in found if _open(duel)})
     answer = f"Better than FP and FT on ASR, RDR and ARR at once, beyond the uncertainty: {', '.join(both) or 'none'}."
-    answer += f" Too few victims or pairs to say (under {FEWEST}): {', '.join(open_)}." if open_ else ""
-    notes = [
-        answer,
-        "Δ: mean difference in points over the same victims, clean data and repetitions, negative is better, [95 % "
-        "bootstrap interval; victims resampled where there are several]. w/t/l: victims with a regime won, tied and "
-        f"lost by their own pairs, where any has the {FEWEST} that decide. No verdict: too few.",
-        *left,
-    ]
-    return Table(name, f"Against fine-pruning and fine-tuning: {place}", columns, rows, notes)
+    who = "all of them" if len(open_) == len(beaten) else ", ".join(open_)
+    answer += f" Too few victims or pairs to say (under {FEWEST}): {who}." if open_ else ""
+    return [answer]
 
 
 def _line(duel: Duel) -> list[Cell]:

@@ -63,17 +63,36 @@ def plain(text: str) -> str:
     return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
 
 
-def markdown(tables: Sequence[Table], notes: Sequence[str], title: str = "Results") -> str:
-    """GitHub's Markdown. A table wider than :data:`WIDEST` comes in parts, cells of several lines have ``<br>``."""
+def markdown(parts: Sequence[tuple[str, Sequence[Table]]], notes: Sequence[str], title: str = "Results") -> str:
+    """GitHub's Markdown. A table wider than :data:`WIDEST` comes in parts, cells of several lines have ``<br>``.
+
+    Args:
+        parts: headings with their tables; what has no heading needs none.
+        notes: what stands at the top.
+    """
+    parts = [(heading, tables) for heading, tables in parts if tables]
     lines = [f"# {_escape(title)}", "", *(f"- {_escape(line)}" for line in notes)]
-    for table in tables:
-        lines += ["", f"## {_escape(table.title)}"]
-        for part in _parts(table):
-            lines += ["", "| " + " | ".join(_heads(part.columns)) + " |"]
-            lines.append("|" + "|".join("---:" if column.numeric else "---" for column in part.columns) + "|")
-            lines += ["| " + " | ".join(map(_cell, row.cells)) + " |" for row in part.rows]
-        lines += [""] * bool(table.notes) + [f"{_escape(line)}  " for line in table.notes]
+    if len(parts) > 1:
+        lines += ["- Below: " + ", ".join(f"[{_escape(heading)}](#{_anchor(heading)})" for heading, _ in parts)]
+    for heading, tables in parts:
+        lines += ["", f"## {_escape(heading)}"] if heading else []
+        for table in tables:
+            lines += ["", f"##{'#' * bool(heading)} {_escape(table.title)}", *_table(table)]
     return "\n".join(line.rstrip(" ") if not line.endswith("  ") else line for line in lines) + "\n"
+
+
+def _anchor(heading: str) -> str:
+    """What GitHub calls a heading in an address."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _table(table: Table) -> list[str]:
+    lines = []
+    for part in _parts(table):
+        lines += ["", "| " + " | ".join(_heads(part.columns)) + " |"]
+        lines.append("|" + "|".join("---:" if column.numeric else "---" for column in part.columns) + "|")
+        lines += ["| " + " | ".join(map(_cell, row.cells)) + " |" for row in part.rows]
+    return [*lines, *[""] * bool(table.notes), *(f"{_escape(line)}  " for line in table.notes)]
 
 
 def _parts(table: Table) -> list[Table]:
@@ -81,7 +100,7 @@ def _parts(table: Table) -> list[Table]:
     groups = len({column.group for column in table.columns if column.group})
     for most in range(max(groups, 1), 0, -1):
         parts = list(table.blocks(most))
-        if most == 1 or all(_characters(part) <= WIDEST for part in parts):
+        if table.whole or most == 1 or all(_characters(part) <= WIDEST for part in parts):
             break
     rows = [[n for n, row in enumerate(part.rows) if any(map(any, _own(part, row)))] for part in parts]
     return [replace(part, rows=[part.rows[n] for n in kept]) for part, kept in zip(parts, rows, strict=True)]

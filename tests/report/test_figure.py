@@ -192,6 +192,21 @@ def test_few_runs_have_their_median() -> None:
     assert "3 runs" in footnote(figure)
 
 
+def test_a_run_far_above_does_not_press_the_others_flat() -> None:
+    figure = box.draw(make(*({"arr": 0.02} for _ in range(30)), {"arr": 0.88}))
+    assert figure.axes[2].get_ylim()[1] < 5
+    assert "Above the ARR axis: ft 88 %" in footnote(figure)
+    assert "Above" not in footnote(box.draw(make(*({"arr": 0.02 * n} for n in range(30)))))
+
+
+def test_runs_of_other_options_are_no_runs_of_the_method() -> None:
+    other = {"defense_options": '{"epochs": 5}', "asr": 0.9}
+    found = pick.pick(make({}, {}, other))
+    assert len(found.runs) == 2
+    assert "1 with options not the method's own left out (ft)" in found.notes
+    assert len(pick.pick(make({}, {}, other), own=False).runs) == 3
+
+
 def test_points_keep_inside_their_width() -> None:
     offsets = box.spread(50, 0.4)
     assert np.abs(offsets).max() <= 0.2
@@ -309,13 +324,21 @@ def test_options_by_name() -> None:
 def test_budget_is_the_share_that_the_stages_report() -> None:
     reports = [{"pruned": 5, "entries": 50}, {"zeroed": 30, "weights": 60, "neurons": 7}, {"loss": 1.0}]
     shares = curve.shares(make({}, {}, {}, stages=[(n, "s", report) for n, report in enumerate(reports)]).stages)
-    assert shares.to_numpy().tolist() == [["k0", 0.1, "entries"], ["k1", 0.5, "weights"]]
-    rows = [{"asr": 0.9 - 0.4 * n, "defense_options": json.dumps({"k": n})} for n in range(2)]
+    assert shares.to_numpy().tolist() == [["k0", 0.1, "entries", "s"], ["k1", 0.5, "weights", "s"]]
+
+    def options(k: int, lr: float = 0.1) -> str:
+        return json.dumps({"stages": {"mask": {"k": k}, "finetune": {"lr": lr}}})
+
+    rows = [{"asr": 0.9 - 0.4 * n, "defense_options": options(n)} for n in range(2)]
     stages = [(n, "mask", {"pruned": 10 + 10 * n, "entries": 100}) for n in range(2)]
     figure = curve.draw_budget(make(*rows, stages=stages))
     assert lines(figure) == {style.look("ft").color: [(10.0, 90.0), (20.0, 50.0)]}
     with pytest.raises(ConfigError, match="no defense was run with several pruning budgets"):
         curve.draw_budget(make({}, stages=[(0, "mask", {"pruned": 1, "entries": 2})]))
+    # Another rate of the fine-tuning after it is no other budget, though the share differs by chance.
+    rows = [{"defense_options": options(0, lr)} for lr in (0.1, 0.2)]
+    with pytest.raises(ConfigError, match="no defense was run with several pruning budgets"):
+        curve.draw_budget(make(*rows, stages=stages))
 
 
 # -- bars ------------------------------------------------------------------------------------------------------------

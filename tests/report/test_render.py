@@ -103,7 +103,7 @@ def test_a_long_table_goes_over_pages() -> None:
 
 def test_markdown(write: Write, folder: Path) -> None:
     three(write)
-    text = render_text.markdown(pivots(folder), ["a note"])
+    text = render_text.markdown([("Measured", pivots(folder))], ["a note"])
     assert text.startswith("# Results\n\n- a note\n")
     assert "| defense | badnet<br>ACC | ASR | RA | n |\n|---|---:|---:|---:|---:|\n" in text
     row = next(line for line in text.splitlines() if line.startswith("| ft "))
@@ -114,7 +114,7 @@ def test_markdown(write: Write, folder: Path) -> None:
 def test_a_wide_markdown_table_comes_in_parts_without_empty_rows() -> None:
     table = wide(30)
     other = Row([("fp",), *[("",)] * 29, ("7.00",)])
-    text = render_text.markdown([replace(table, rows=[*table.rows, other])], [])
+    text = render_text.markdown([("", [replace(table, rows=[*table.rows, other])])], [])
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert max(map(len, rows)) < 2 * render_text.WIDEST
     assert [sum(line.startswith(f"| {name} ") for line in rows) for name in ("ft", "fp")] == [3, 1]
@@ -149,7 +149,7 @@ def test_nothing_in_a_record_becomes_markup(write: Write, folder: Path) -> None:
     assert "\x1b" not in shown
     assert "\u202e" not in shown
     assert "[/bold]" in shown
-    markdown = next(line for line in render_text.markdown(tables, []).splitlines() if "img" in line)
+    markdown = next(line for line in render_text.markdown([("", tables)], []).splitlines() if "img" in line)
     assert "<img" not in markdown
     assert r"a\|b &lt;img src=x&gt;" in markdown
     latex = render_latex.latex(tables, [])

@@ -37,6 +37,31 @@ def test_the_ending_chooses_the_format(store: str, tmp_path: Path, name: str, pa
     assert part in (tmp_path / "new" / name).read_text()
 
 
+def test_a_page_for_each_set_of_records(store: str, write: Write, folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (folder / "README.md").write_text("how")
+    write(key="k2", asr=0.1)
+    (other / "runs" / "k2").mkdir(parents=True)
+    (folder / "runs" / "k2" / "0001.json").rename(other / "runs" / "k2" / "0001.json")
+    assert main([store, str(other), "--pages", "--out", str(tmp_path / "docs" / "results.md")]) == 0
+    top = (tmp_path / "docs" / "results.md").read_text()
+    assert "[store](results/store.md): 2 runs, 2 victims; [how it was made](../store/README.md)" in top
+    assert "[other](results/other.md): 1 runs, 1 victims\n" in top
+    assert "3 runs, 2 victims" in top
+    assert "## Summary" in top
+    assert "### Medians: cifar10, preact_resnet18 width 64, preset made\\_up" in top.replace("preact\\_", "preact_")
+    for name, asr in (("store", "30.00"), ("other", "10.00")):
+        page = (tmp_path / "docs" / "results" / f"{name}.md").read_text()
+        assert "- Below: [Summary](#summary), [Measured](#measured), [Beside published figures]" in page
+        assert asr in page
+        assert ("| 10.00" in page) is (name == "other")
+
+
+def test_pages_need_several_sources_and_a_file(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([store, "--pages", "--format", "markdown"]) == 1
+    assert "--pages makes a page of each of several sources" in capsys.readouterr().err
+
+
 def test_parquet_of_cells_and_of_runs(store: str, tmp_path: Path) -> None:
     assert main([store, "--out", str(tmp_path / "cells.parquet")]) == 0
     assert "asr_mean" in pd.read_parquet(tmp_path / "cells.parquet")
@@ -48,7 +73,7 @@ def test_a_published_table_with_and_without_records(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([store, "--table", "unibp_1", "--format", "markdown"]) == 0
-    assert "ours ACC" in capsys.readouterr().out
+    assert "| ours<br>ACC | ASR | DER | n |" in capsys.readouterr().out
     monkeypatch.setenv("BACKDOOR_BENCH_STORE", str(tmp_path / "none"))
     assert main(["--table", "unibp_1", "--format", "markdown"]) == 0
     assert "No run of ours corresponds" in capsys.readouterr().out

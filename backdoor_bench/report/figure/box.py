@@ -47,6 +47,7 @@ def draw(records: Records, by: str | None = None, weak: bool = False) -> Figure:
     if by is not None:
         own = [style.look(str(value)) for value in groups] if by == "attack" else style.steps(len(groups))
         looks = {pick.text(by, value): how for value, how in zip(groups, own, strict=True)}
+    cut: list[str] = []
     with style.printed():
         width = max(4.2, 0.5 + len(names) * max(0.65, 0.16 * len(groups)))
         figure, panels = style.canvas(len(METRICS), 1, min(width, 11), 1.5, sharex=True)
@@ -65,6 +66,8 @@ def draw(records: Records, by: str | None = None, weak: bool = False) -> Figure:
                 row[0].axvline(at - 0.5, color="#DDDDDD", linewidth=0.5)
             if metric == "asr":
                 row[0].set_ylim(-4, 104)
+            else:
+                cut += _cut(row[0], runs, metric)
         counts = runs.defense.value_counts()
         turned = 45 if len(names) * 0.6 > figure.get_figwidth() else 0
         breaks = "_" if turned else "_\n"
@@ -78,8 +81,24 @@ def draw(records: Records, by: str | None = None, weak: bool = False) -> Figure:
         style.title(figure, "ASR, RDR and ARR by defense" + (f" and {_words(by)}" if by else ""))
         shown = ["defense", *([by] if by else []), *(["attack"] if by == CONSISTENCY else [])]
         few = f"Lower is better; no box over fewer than {FEWEST_FOR_A_BOX} runs, the bar is their median"
-        style.footnote(figure, [*picked.notes, few, *pick.pooled(runs, shown), *pick.oracles(runs)])
+        style.footnote(figure, [*picked.notes, *cut, few, *pick.pooled(runs, shown), *pick.oracles(runs)])
     return figure
+
+
+def _cut(panel: Axes, runs: DataFrame, metric: str) -> list[str]:
+    """Ends a panel's axis below the few runs that would press all others flat, and says which they are."""
+    values = 100 * runs[metric]
+    top = 3 * float(values.quantile(0.95))
+    above = values > max(top, 1.0)
+    if not above.any():
+        return []
+    low, rest = float(values.min()), float(values[~above].max())
+    margin = 0.08 * max(rest - low, 1.0)
+    panel.set_ylim(low - margin, rest + margin)
+    far = values[above].sort_values(ascending=False)
+    names = ", ".join(f"{runs.defense[at]} {value:.0f} %" for at, value in far[:3].items())
+    more = f" and {len(far) - 3:,} more" if len(far) > 3 else ""
+    return [f"Above the {metric.upper()} axis: {names}{more}"]
 
 
 def _box(panel: Axes, values: NDArray[np.float64], place: float, width: float, how: Look) -> None:

@@ -89,14 +89,16 @@ def draw_sensitivity(records: Records, parameter: str, weak: bool = False) -> Fi
 def draw_budget(records: Records, weak: bool = False) -> Figure:
     """ASR and ACC against the share of units that was pruned, a line for each defense (UniBP, Fig. 8).
 
-    The share is of what the defense could have pruned, as its stage reports it; a line joins runs whose options
-    differ, so each of its points is another budget.
+    The share is of what the defense could have pruned, as its stage reports it; a line joins runs that differ in
+    options of the stages up to that one alone, so each of its points is another budget.
     """
     picked = pick.pick(records, ("asr", "acc"), weak=weak, own=False)
-    runs = picked.runs.merge(shares(records.stages), on="key")
+    runs = picked.runs.merge(shares(records.stages), on="key").assign(budget="", rest="")
+    for (options, stages), part in runs.groupby(["defense_options", "before"]):
+        runs.loc[part.index, ["budget", "rest"]] = option.split(options, stages.split())
     if not len(runs):
         raise ConfigError("no run's stages report what they pruned; run one of a pruning defense: +defense=unibp")
-    budgets = swept(runs, "share", ["defense_options"]) & swept(runs, "defense_options")
+    budgets = swept(runs, "budget", ["defense_options"], runs.rest)
     if not budgets.any():
         raise ConfigError(
             "no defense was run with several pruning budgets; sweep one: "
@@ -118,17 +120,20 @@ def _count(runs: DataFrame) -> str:
 
 
 def shares(stages: DataFrame) -> DataFrame:
-    """``key share unit``: of each run the share that its last pruning stage pruned, from the stage's report."""
+    """``key share unit before``: of each run the share that its last pruning stage pruned, from the stage's report, and
+    the names of the stages up to that one.
+    """
     import pandas as pd
 
-    found = {}
+    found, before = {}, dict[str, str]()
     for row in stages.sort_values("position").itertuples():
         report = json.loads(row.report)
+        before[row.key] = f"{before.get(row.key, '')} {row.stage}".strip()
         part = next((report[name] for name in PRUNED if name in report), None)
         unit = next((name for name in OF if name in report and (name != "neurons" or "weights" not in report)), None)
         if part is not None and unit is not None and report[unit]:
-            found[row.key] = (row.key, part / report[unit], unit)
-    return pd.DataFrame(list(found.values()), columns=["key", "share", "unit"])
+            found[row.key] = (row.key, part / report[unit], unit, before[row.key])
+    return pd.DataFrame(list(found.values()), columns=["key", "share", "unit", "before"])
 
 
 def _denominators(runs: DataFrame) -> str:

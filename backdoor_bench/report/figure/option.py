@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backdoor_bench.errors import unknown
@@ -61,6 +61,14 @@ def rest(runs: DataFrame, name: str) -> Series[str]:
     for other in others:
         joined = joined + runs[other].fillna("")
     return joined
+
+
+def split(options: str, stages: Sequence[str]) -> tuple[str, str]:
+    """A defense's options as two texts: those of some of its stages, and all others."""
+    node = json.loads(options)
+    of = {name: value for name, value in (node.get("stages") or {}).items() if name in stages}
+    rest = {**node, "stages": {name: value for name, value in (node.get("stages") or {}).items() if name not in of}}
+    return json.dumps(of, sort_keys=True), json.dumps(rest, sort_keys=True)
 
 
 def settings(name: str) -> list[str]:

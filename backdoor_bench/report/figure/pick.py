@@ -74,9 +74,7 @@ def pick(
     if own and len(ok):
         stands = _own(ok)
         names = ", ".join(sorted(ok.defense[~stands].unique()))
-        notes += [f"{int((~stands).sum()):,} with other options than the method's own not shown ({names})"] * bool(
-            names
-        )
+        notes += [f"{int((~stands).sum()):,} with options not the method's own left out ({names})"] * bool(names)
         ok = ok[stands]
     if not len(ok):
         what = "run with a defense" if defended else "run"
