@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,12 +25,19 @@ from backdoor_bench.metric import Evaluator
 from backdoor_bench.stage import Output, Stage
 from backdoor_bench.store import Store
 
+MEASURED = 60
+"""Test images here: few, for every run measures after each of its stages."""
 DEFENSES = sorted(path.stem for path in (configuration.directory() / "defense").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def compose(compose: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    return partial(compose, f"dataset.max_test={MEASURED}")
 
 
 def purified_state(config: dict, bench: Bench) -> dict[str, torch.Tensor]:
