@@ -81,8 +81,12 @@ def eligible(runs: DataFrame) -> tuple[DataFrame, dict[str, int]]:
     frame = frame[frame.defense.notna()]
     failed, weak = frame.status != "ok", frame.weak_attack.fillna(False).astype(bool)
     knows, clean = frame.assumes.fillna("") != "", frame.attack.isna()
-    out = {"failed": failed, "of a weak attack": weak & ~failed, "that assume more than clean data": knows & ~weak & ~failed,
-           "on clean networks": clean & ~knows & ~failed}  # fmt: skip
+    out = {
+        "failed": failed,
+        "of a weak attack": weak & ~failed,
+        "that assume more than clean data": knows & ~weak & ~failed,
+        "on clean networks": clean & ~knows & ~failed,
+    }
     kept = frame[~(failed | weak | knows | clean) & frame[list(CRITERIA)].notna().all(axis=1)]
     return kept, {reason: int(mask.sum()) for reason, mask in out.items() if mask.any()}
 
@@ -149,8 +153,8 @@ def tables(runs: DataFrame) -> tuple[list[Table], list[Table]]:
         if not len(kept):
             continue
         place, found = f"{field[1]}, {field[2]}, preset {field[3]}", duels(kept)
-        left = ", ".join(f"{count:,} runs {reason}" for reason, count in out.items())
-        notes = [*(_answers(found) if found else []), *([f"Not ranked: {left}."] if left else [])]
+        left = ", ".join(f"{count:,} {reason}" for reason, count in out.items())
+        notes = [*(_answers(found) if found else []), *([f"Runs that are not ranked: {left}."] if left else [])]
         medians.append(_medians(kept, place, notes, f"medians_{position + 1}"))
         if found:
             against.append(_duels(found, place, notes, f"ranking_{position + 1}"))
