@@ -155,6 +155,7 @@ def defender_view(plan: Plan, data: Data, victim: Victim, defense: Defense) -> t
         train, validation, data.num_classes, data.augmentation, plan.numerics, config["repetition"],
         clean_ratio=(len(train) + len(validation)) / len(data.train),
         known_trigger=victim.trigger if "trigger" in defense.assumes else None,
+        known_target=_target(plan) if "target_label" in defense.assumes else None,
     )  # fmt: skip
     facts = {
         "train": len(train),
@@ -163,6 +164,12 @@ def defender_view(plan: Plan, data: Data, victim: Victim, defense: Defense) -> t
         "from": config["clean_from"] if victim.altered is not None else "all",
     }
     return view, facts
+
+
+def _target(plan: Plan) -> int | None:
+    """The attack's one target label, if it has one."""
+    attack = plan.config.get("attack") or {}
+    return attack.get("target_label") if attack.get("labels", "all_to_one") == "all_to_one" else None
 
 
 def save_purified(plan: Plan, bench: Bench, network: nn.Module, final: Measurement) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +76,8 @@ def test_a_defense_sees_no_trigger_no_test_set_and_no_poison(defense, compose, s
         assert view.known_trigger is None
         with pytest.raises(BenchError, match="assumes"):
             _ = view.trigger
+    if "target_label" not in made.assumes:
+        assert view.known_target is None
     monkeypatch.setattr(Evaluator, "measure", forbidden)
     monkeypatch.setattr(Evaluator, "__init__", forbidden)
     drawn = {tuple(image.flatten().tolist()) for image in torch.cat([view.train.images, view.validation.images])}
@@ -82,6 +85,22 @@ def test_a_defense_sees_no_trigger_no_test_set_and_no_poison(defense, compose, s
     assert not drawn & test
     stages = [result.name for result in made.run(deepcopy(victim.network), view)]
     assert stages == list(made.stages)
+
+
+def test_a_target_label_is_known_where_there_is_one(compose, store) -> None:
+    def known(*assumes: str, **attack: object) -> int | None:
+        made.assumes = assumes
+        plan.config["attack"] |= attack
+        return experiment.defender_view(plan, data, victim, made)[0].known_target
+
+    config = compose("+attack=badnet", "+defense=ft", "attack.target_label=3")
+    bench = Bench(store)
+    plan = bench.plan(config)
+    data, made = bench.data(plan), configuration.make(config["defense"])
+    victim = SimpleNamespace(altered=None, trigger=None)
+    assert known() is None
+    assert known("target_label") == 3
+    assert known("target_label", labels="all_to_all") is None
 
 
 @pytest.mark.parametrize("defense", DEFENSES)

@@ -18,7 +18,8 @@ from backdoor_bench.stage.base import Stage
 from backdoor_bench.stage.output import Output
 from backdoor_bench.stage.view import DefenderView
 
-PRIVILEGES = ("trigger",)
+PRIVILEGES = {"trigger": "known_trigger", "target_label": "known_target"}
+"""What a defense may assume, and the view's field for it."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,12 @@ class Defense:
                 )
             with self._named(name):
                 stage.check(network, view.for_stage(name))
-        if "trigger" in self.assumes and view.known_trigger is None:
-            raise IncompatibleError(
-                f"{self.name} assumes the attacker's trigger, and this victim has none; add +attack=NAME"
-            )
+        for privilege in self.assumes:
+            if getattr(view, PRIVILEGES[privilege]) is None:
+                raise IncompatibleError(
+                    f"{self.name} assumes the attacker's {privilege.replace('_', ' ')}, and this victim has none; "
+                    "add +attack=NAME (all-to-all has no one target label)"
+                )
 
     def _check_parts(self, network: nn.Module, images: Tensor) -> None:
         for part in self.requires:

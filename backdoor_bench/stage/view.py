@@ -1,8 +1,9 @@
-"""What a defender has. Test data, poisoned data, trigger and target label cannot be reached from here."""
+"""What a defender has: neither test nor poisoned data; the trigger and the target label only where declared."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from backdoor_bench.attack.base import Trigger
 from backdoor_bench.dataset import Augmentation, ImageSet
 from backdoor_bench.errors import IncompatibleError
 from backdoor_bench.numerics import Numerics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class DefenderView:
         clean_ratio: the clean data's share of the training set, where the defender was told it.
         stage: the running stage's name, so that each stage draws its own numbers.
         known_trigger: the attacker's trigger, only for a defense whose config says ``assumes: [trigger]``.
+        known_target: the attacker's target label, only for one that says ``assumes: [target_label]``.
     """
 
     train: ImageSet
@@ -39,6 +43,7 @@ class DefenderView:
     clean_ratio: float | None = None
     stage: str = ""
     known_trigger: Trigger | None = None
+    known_target: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -53,12 +58,20 @@ class DefenderView:
     @property
     def trigger(self) -> Trigger:
         """The attacker's trigger, where the defense declared that it assumes one."""
-        if self.known_trigger is None:
+        return self._known(self.known_trigger, "trigger")
+
+    @property
+    def target_label(self) -> int:
+        """The class that the attacker wants, where the defense declared that it assumes it."""
+        return self._known(self.known_target, "target_label")
+
+    def _known(self, what: T | None, name: str) -> T:
+        if what is None:
             raise IncompatibleError(
-                f"stage '{self.stage}' uses the attacker's trigger; its defense must say so (assumes: [trigger]) "
-                "and the victim must have one (+attack=NAME)"
+                f"stage '{self.stage}' uses the attacker's {name.replace('_', ' ')}; its defense must say so "
+                f"(assumes: [{name}]) and the victim must have one (+attack=NAME)"
             )
-        return self.known_trigger
+        return what
 
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator for one purpose of the running stage."""

@@ -205,6 +205,10 @@ def test_a_stage_may_refuse_a_network_when_a_run_is_planned() -> None:
 def test_an_assumed_trigger_must_be_there(network: nn.Module, defender_view: DefenderView) -> None:
     with pytest.raises(IncompatibleError, match=r"mine assumes the attacker's trigger.*add \+attack=NAME"):
         next(defense({"skip": Skip()}, assumes=["trigger"]).run(network, defender_view))
+    knowing = defense({"skip": Skip()}, assumes=["target_label"])
+    with pytest.raises(IncompatibleError, match="mine assumes the attacker's target label, and this victim has none"):
+        next(knowing.run(network, defender_view))
+    assert not next(knowing.run(network, replace(defender_view, known_target=0))).changed
     with pytest.raises(ConfigError, match="unknown privilege in assumes 'test_set'"):
         defense({"skip": Skip()}, assumes=["test_set"])
 

@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 import torch
 
+from backdoor_bench.errors import IncompatibleError
 from backdoor_bench.stage import DefenderView
 
 
@@ -33,8 +34,12 @@ def test_it_has_no_room_for_what_a_defender_does_not_have(defender_view: Defende
     names = {field.name for field in fields(defender_view)}
     assert names == {
         "train", "validation", "num_classes", "augmentation", "numerics", "repetition", "clean_ratio", "stage",
-        "known_trigger",
+        "known_trigger", "known_target",
     }  # fmt: skip
     assert defender_view.known_trigger is None
+    assert defender_view.known_target is None
+    with pytest.raises(IncompatibleError, match=r"stage 'generate' uses the attacker's target label.*\[target_label\]"):
+        _ = defender_view.for_stage("generate").target_label
+    assert replace(defender_view, known_target=0).target_label == 0
     with pytest.raises(FrozenInstanceError):
         defender_view.stage = "other"  # type: ignore[misc]
