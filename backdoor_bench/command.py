@@ -105,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)
     before, sys.argv = sys.argv, [sys.argv[0], *ready]
     sweeper.outcomes.clear()
+    sweeper.typed[:] = given
     launcher.outcomes.clear()
     try:
         command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -111,10 +112,11 @@ def test_the_commands_to_go_on_and_to_retry_do_the_same_sweep(run, given: Given,
     run("+sweep=mine", "sweep.only.attack=[badnet]", "sweep.shard=1/2")
     failed = given.jobs[2]
     (tmp_path / "failed").write_text(f"{failed.key}\n")
-    words = given.options["retry_command"](tmp_path / "failed").split()
-    assert given.options["resume_command"].split() == words[:-1]
+    words = shlex.split(given.options["retry_command"](tmp_path / "failed"))
+    assert shlex.split(given.options["resume_command"]) == words[:-1]
     assert words[:3] == ["python", "-m", "backdoor_bench"]
-    run(*[word.strip("'") for word in words[3:] if not word.startswith(("store_dir", "device"))])
+    assert words[-4:-1] == ["+sweep=mine", "sweep.only.attack=[badnet]", "sweep.shard=1/2"], "as they were typed"
+    run(*[word for word in words[3:] if not word.startswith(("store_dir", "device", "hydra.searchpath"))])
     assert failed.key in {job.key for job in given.jobs}
     assert len(given.jobs) == 2  # and the training that it needs
 

@@ -140,6 +140,7 @@ class _Driver:
                         self.watch.stopping(len(schedule.running))
                     self._start(pool)
                     self.tell()
+                    self.watch.estimate()
                     if not schedule.finished:
                         self._hear(pool.wait(self._patience()))
                 abandon = False

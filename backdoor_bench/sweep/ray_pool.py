@@ -16,7 +16,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from backdoor_bench import progress
 from backdoor_bench.errors import BenchError, ConfigError, root_cause
@@ -168,8 +168,8 @@ class RayPool:
         except RayTaskError as error:  # not the job's: what it raises becomes a report
             report = Report("failed", _first_line(root_cause(error)))
         except RayError as error:
-            self._bury(worker)
-            return [Lost(worker, _first_line(error))]
+            node = self._bury(worker).node
+            return [Lost(worker, _loss(error, node))]
         if report.broken:
             self._bury(worker)
             return [Done(worker, report), Lost(worker, "its CUDA context broke")]
@@ -197,11 +197,12 @@ class RayPool:
         self._actors[actor.name] = actor
         return [Ready(actor.name, f"{actor.node} {gpu}" if gpu else actor.name)]
 
-    def _bury(self, worker: str) -> None:
+    def _bury(self, worker: str) -> _Actor:
         actor = self._actors.pop(worker)
         with suppress(RayError):  # one that is only unreachable must not go on with what another one repeats
             ray.kill(actor.handle)
         self._counted = -SECONDS_BETWEEN_COUNTS
+        return actor
 
     def _top_up(self) -> None:
         """Start workers for devices that have none: at the beginning, after a loss, and when a node joins."""
@@ -258,6 +259,14 @@ def _local_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def _loss(error: RayError, node: str) -> str:
+    """Why a worker is gone, in a few words; Ray itself takes a paragraph."""
+    if not isinstance(error, RayActorError):
+        return _first_line(error)
+    alive = any(known["Alive"] for known in ray.nodes() if known["NodeID"] == node)
+    return "its process died: killed, or the machine is short of memory" if alive else "its node is gone"
 
 
 def _first_line(error: BaseException) -> str:

@@ -30,6 +30,7 @@ class _Worker:
     device: str
     victims: deque[str] = field(default_factory=lambda: deque(maxlen=VICTIMS_KEPT))
     job: Job | None = None
+    since: float = 0.0
 
 
 @dataclass
@@ -116,7 +117,7 @@ class Schedule:
         while (job := self._choose(worker)) is not None:
             if self._fits(job):
                 place = self.workers[worker]
-                place.job = job
+                place.job, place.since = job, self._clock()
                 if job.victim in place.victims:
                     place.victims.remove(job.victim)
                 place.victims.append(job.victim)
@@ -136,9 +137,16 @@ class Schedule:
 
     def expected_seconds(self) -> float | None:
         """Of work left, all workers together; None as long as nothing is known."""
-        expected = [self._estimate(job) for job in self._left.values()]
-        known = [seconds for seconds in expected if seconds is not None]
-        return sum(known) * len(expected) / len(known) if known else None
+        now = self._clock()
+        begun = {worker.job.key: now - worker.since for worker in self.workers.values() if worker.job is not None}
+        known = 0
+        expected = 0.0
+        for key, job in self._left.items():
+            estimate = self._estimate(job)
+            if estimate is not None:
+                known += 1
+                expected += max(0.0, estimate - begun.get(key, 0.0))
+        return expected * len(self._left) / known if known else None
 
     # -- what a driver tells ---------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from backdoor_bench.errors import StoreError
 from backdoor_bench.store import files
+from backdoor_bench.table import UNBOUNDED, percent
 
 FOLDER = "sweeps"
 SECONDS_BETWEEN_BEATS = 2.0
@@ -26,6 +27,9 @@ STALE_SECONDS = 30.0
 
 KEPT = 20
 SHOWN = 5
+FAILURES_SHOWN = 3
+WORKERS_SHOWN = 10
+METRICS = ("acc", "asr", "ra", "der")
 
 
 @dataclass
@@ -35,7 +39,7 @@ class State:
     Args:
         workers: by name, the label of what it does and since when; None if it waits.
         eta: when it is expected to end, or None.
-        results: lines about the last results, the newest last.
+        last: what the last runs came to, the newest last: label, seconds, weak, and fractions as records name them.
         failures: (label, reason) of the last failures.
         command: what to type to go on, once it has ended.
     """
@@ -52,7 +56,7 @@ class State:
     weak: int = 0
     workers: dict[str, tuple[str, float] | None] = field(default_factory=dict)
     eta: float | None = None
-    results: list[str] = field(default_factory=list)
+    last: list[dict[str, Any]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     command: str | None = None
 
@@ -107,26 +111,59 @@ def forget_old(root: Path) -> None:
 
 
 def render(state: State) -> RenderableType:
-    """What the live view and the status command show."""
-    now = time.time()
-    parts: list[RenderableType] = [Text(_headline(state, now), style="bold")]
+    """What the live view and the status command show, in as many columns as there are."""
+    now, over = time.time(), state.phase == "ended" or state.stale
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
-        ProgressBar(total=max(state.total, 1), completed=state.done, width=40),
-        f"{state.done:,}/{state.total:,}", _outcomes(state), _speed(state, now),
+        ProgressBar(total=max(state.total, 1), completed=state.done, width=24),
+        f"{state.done:,}/{state.total:,}", _outcomes(state),
     )  # fmt: skip
-    parts.append(bar)
-    if state.workers and state.phase != "ended" and not state.stale:
-        grid = Table.grid(padding=(0, 2))
-        for name, work in state.workers.items():
-            grid.add_row(Text(name, style="cyan"), *(("waits", "") if work is None else
-                         (Text(work[0]), Text(duration(now - work[1]), style="dim"))))  # fmt: skip
-        parts.append(grid)
-    parts += [Text(line, style="dim") for line in state.results[-SHOWN:]]
-    parts += [Text(f"failed: {label}: {reason}", style="red") for label, reason in state.failures[-SHOWN:]]
-    if state.command and (state.phase == "ended" or state.stale):
+    parts: list[RenderableType] = [Text(_headline(state, now), style="bold"), bar]
+    if speed := _speed(state, now):
+        parts.append(Text(speed))
+    if state.workers and not over:
+        parts.append(_workers(state, now))
+    if state.last:
+        parts.append(_last(state))
+    parts += [Text(f"failed: {label}: {reason}", "red") for label, reason in state.failures[-FAILURES_SHOWN:]]
+    if state.command and over:
         parts.append(Text(f"go on with: {state.command}"))
     return Group(*parts)
+
+
+def _workers(state: State, now: float) -> RenderableType:
+    """What each does, those first that have been at it for longest; no more than fit beside the rest."""
+    busy = sorted((work[1], name, work[0]) for name, work in state.workers.items() if work is not None)
+    idle = sorted(name for name, work in state.workers.items() if work is None)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(justify="right", style="dim", no_wrap=True)
+    grid.add_column()  # the only one that may be cut
+    for since, name, label in busy[:WORKERS_SHOWN]:
+        grid.add_row(name, duration(now - since), _line(label))
+    more = len(busy) - WORKERS_SHOWN
+    if more > 0:
+        grid.add_row(f"{more:,} more", "", "")
+    if idle:
+        grid.add_row(idle[0] if len(idle) == 1 else f"{len(idle):,} others", "", Text("nothing to do yet", "dim"))
+    return grid
+
+
+def _last(state: State) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for name in METRICS:
+        table.add_column(f"{name.upper()} %", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_column("last results")
+    for row in state.last[-SHOWN:]:
+        label = _line(str(row.get("label")), "yellow" if row.get("weak") else "")
+        table.add_row(*(percent(row.get(name)) for name in METRICS), f"{row.get('seconds', 0.0):.1f}", label)
+    return table
+
+
+def _line(text: str, style: str = "") -> Text:
+    """One line, cut where it does not fit."""
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
 def show(root: Path, everything: bool = False) -> None:
@@ -138,11 +175,13 @@ def show(root: Path, everything: bool = False) -> None:
     states = read(root)
     if not states:
         raise StoreError(f"no sweep has run over the store {root}; name another one: sweep status PATH")
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = UNBOUNDED
     for state in states:
         going = state.phase != "ended" and not state.stale
         if everything or going or state is states[-1]:
-            console.print(render(state), soft_wrap=True)
+            console.print(render(state))
 
 
 def duration(seconds: float) -> str:
@@ -160,7 +199,8 @@ def _headline(state: State, now: float) -> str:
     if state.stale:
         return f"{state.name}: dead since {duration(now - state.heartbeat)} (it was on {place})"
     since = duration((state.heartbeat if state.phase == "ended" else now) - state.started)
-    return f"{state.name}: {state.phase} {'after' if state.phase == 'ended' else 'for'} {since} ({place})"
+    phase = "starting its workers" if state.phase == "running" and not (state.workers or state.done) else state.phase
+    return f"{state.name}: {phase} {'after' if state.phase == 'ended' else 'for'} {since} ({place})"
 
 
 def _outcomes(state: State) -> str:

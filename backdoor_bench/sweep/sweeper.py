@@ -28,6 +28,10 @@ outcomes: list[int | Exception] = []
 """Exit statuses of the sweeps of this process, or why they did not start: Hydra hands nothing back to its caller."""
 
 
+typed: list[str] = []
+"""What the person typed behind the command, which Hydra sees made ready; empty if Hydra was called by other means."""
+
+
 class GridSweeper(Sweeper):
     """See ``conf/hydra/sweeper/grid.yaml`` for the arguments, and ``sweep`` in ``conf/config.yaml`` for the options."""
 
@@ -123,8 +127,8 @@ class GridSweeper(Sweeper):
     def _command(self) -> str:
         """What to type to start this sweep again."""
         assert self._config is not None
-        given = [*self._config.hydra.overrides.hydra, *self._config.hydra.overrides.task]
-        kept = [text for text in given if not text.startswith(("hydra.searchpath=", "sweep.retry="))]
+        given = typed or [*self._config.hydra.overrides.hydra, *self._config.hydra.overrides.task]
+        kept = [text for text in given if not text.startswith("sweep.retry=")]
         return " ".join(["python -m backdoor_bench", *(shlex.quote(text) for text in kept)])
 
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.live import Live
@@ -97,9 +97,8 @@ class Watch:
         """The first Ctrl-C."""
         with self._lock:
             self._state.phase = "stopping"
-        under_way = f"the {running} under way" if running != 1 else "the one under way"
-        progress.say(f"stopping: no more runs are started, {under_way} may finish; Ctrl-C again abandons" if running
-                     else "stopping: no more runs are started")  # fmt: skip
+        under_way = f"the {running} runs under way may finish" if running != 1 else "the run under way may finish"
+        progress.say(f"stopping: {under_way}; Ctrl-C again abandons" if running else "stopping")
 
     def result(self, job: Job, result: Result) -> None:
         with self._lock:
@@ -109,16 +108,24 @@ class Watch:
                 self._failed(job, result)
             elif result.status == "skipped" and (result.reason or "").startswith(VICTIM_FAILED):
                 self._note(result.key)
-            if result.status in ("ok", "failed"):
-                line = f"[{self._state.done:,}/{self._state.total:,}] {_line(job, result)}"
-                self._state.results = [*self._state.results[1 - status.SHOWN :], line]
+            if result.status == "ok":
+                self._state.last = [*self._state.last[1 - status.SHOWN :], _facts(job, result)]
         if result.status in ("found", "skipped"):  # thousands at once: said together
             self._quiet["found in the store" if result.status == "found" else f"skipped: {result.reason}"] += 1
             return
         self._say_quiet()
         if self._live is None or result.status == "failed":
-            progress.say(line)
-        self._estimate()
+            progress.say(f"[{self._state.done:,}/{self._state.total:,}] {_line(job, result)}")
+
+    def estimate(self) -> None:
+        """Say anew when it will end; called whenever the driver has a moment."""
+        now = time.monotonic()
+        if now - self._estimated < SECONDS_BETWEEN_ESTIMATES:
+            return
+        self._estimated = now
+        expected = self._schedule.expected_seconds()
+        with self._lock:
+            self._state.eta = None if expected is None else time.time() + expected / max(1, len(self._schedule.workers))
 
     def end(self, summary: Summary, resume_command: str | None, retry_command: str | None) -> None:
         """Say how it ended, and what to type next."""
@@ -172,15 +179,6 @@ class Watch:
             progress.say(f"{number:,} runs {what}" if number > 1 else f"1 run {what}")
         self._quiet.clear()
 
-    def _estimate(self) -> None:
-        now = time.monotonic()
-        if now - self._estimated < SECONDS_BETWEEN_ESTIMATES:
-            return
-        self._estimated = now
-        expected = self._schedule.expected_seconds()
-        with self._lock:
-            self._state.eta = None if expected is None else time.time() + expected / max(1, len(self._schedule.workers))
-
     def _render(self) -> RenderableType:
         with self._lock:
             return status.render(self._state)
@@ -197,6 +195,12 @@ class Watch:
             self._state.write(self._root)
         except BenchError:
             return
+
+
+def _facts(job: Job, result: Result) -> dict[str, Any]:
+    record = result.record or {}
+    measured = {name: record.get(name) for name in status.METRICS}
+    return {"label": job.label, "seconds": result.seconds, "weak": bool(record.get("weak_attack")), **measured}
 
 
 def _line(job: Job, result: Result) -> str:

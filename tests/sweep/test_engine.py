@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from rich.console import Console
 
 from backdoor_bench.errors import ConfigError, UnwritableError
 from backdoor_bench.sweep import engine, status
@@ -222,6 +224,37 @@ def test_the_state_of_a_sweep_is_in_the_store(tmp_path: Path, capsys) -> None:
     assert "1 ok, 1 failed" in said
     assert "failed: label of raise: ValueError: no good" in said
     assert "go on with: type this" in said
+
+
+def seen(state: status.State, width: int = 80) -> list[str]:
+    """Its view on a terminal."""
+    written = io.StringIO()
+    Console(file=written, width=width, force_terminal=True, color_system=None).print(status.render(state))
+    return [line.rstrip() for line in written.getvalue().splitlines()]
+
+
+def test_the_view_fits_the_terminal_whatever_names_and_reasons_there_are() -> None:
+    """Eighty columns; numbers whole; at most ten workers of a hundred."""
+    long = "cifar10 preact_resnet18 blended gradprune_oracle poisoning_ratio=0.05 clean_ratio=0.1 repetition=7"
+    state = status.State("unibp_table1", total=120_000, phase="running", counts={"ok": 54_321, "failed": 12})
+    state.eta = time.time() + 7265
+    state.workers = {f"node{n} cuda:1 #{n}": (long, time.time() - n) for n in range(100)} | {"cpu #100": None}
+    numbers = {"acc": 0.9132, "asr": 1.0, "ra": None, "der": 0.5}
+    state.last = [{"label": long, "seconds": 1234.5, "weak": n == 3, **numbers} for n in range(9)]
+    state.failures = [(long, "a reason that is as long as the name of its run, or longer")]
+    lines = seen(state)
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 23
+    assert lines[1].startswith("━")
+    assert "54,333/120,000 54,321 ok, 12 failed" in lines[1]
+    assert "2 h 01 min left" in lines[2]
+    assert lines[3].startswith("node99 cuda:1 #99"), "who has been at it for longest"
+    assert "90 more" in lines[13]
+    assert sum(line.startswith("91.32  100.00") and "1234.5" in line for line in lines) == status.SHOWN
+
+
+def test_a_sweep_without_workers_yet_says_so() -> None:
+    assert seen(status.State("new", total=3, phase="running"))[0].startswith("new: starting its workers for 0 s")
 
 
 def test_a_dead_drivers_sweep_is_known_by_its_heartbeat(tmp_path: Path, capsys) -> None:

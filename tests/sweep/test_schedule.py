@@ -306,6 +306,15 @@ def test_time_left_counts_unknown_jobs_like_known_ones() -> None:
     assert schedule(job("1")).expected_seconds() is None
 
 
+def test_time_left_is_without_what_is_done_of_the_jobs_under_way() -> None:
+    made = schedule(job("1", estimate=4), job("2", "w", estimate=6))
+    made.assign("a")
+    made._clock.now += 3
+    assert made.expected_seconds() == 1 + 6
+    made._clock.now += 3
+    assert made.expected_seconds() == 0 + 6, "late, but not less than nothing"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_every_job_gets_one_result(seed: int) -> None:
     """Random plans, losses, failures, full memories and busy claims; at most RETRIES + 1 attempts are lost."""
