@@ -14,7 +14,7 @@ from backdoor_bench.errors import ConfigError
 from backdoor_bench.stage.base import Stage
 from backdoor_bench.stage.output import Mask, Scores
 from backdoor_bench.stage.prune import units_mask, write
-from backdoor_bench.stage.validation import accuracy
+from backdoor_bench.stage.validation import accuracy, within
 from backdoor_bench.stage.view import DefenderView
 
 Choice = Literal["val_acc", "fixed", "fixed_count"]
@@ -25,10 +25,12 @@ def grid(highest: float, step: float) -> list[float]:
     return [round(number * step, 10) for number in range(int(highest / step + 1e-9) + 1)]
 
 
-def largest_within(accuracies: Sequence[float], before: float, max_drop: float) -> int | None:
-    """The last position whose accuracy is at most ``max_drop`` below ``before``, relatively; None if there is none."""
+def largest_within(accuracies: Sequence[float], before: float, max_drop: float, relative: bool = True) -> int | None:
+    """The last position whose accuracy is at most ``max_drop`` below ``before``, or ``max_drop * before`` if that is
+    relative; None if there is none.
+    """
     for position in reversed(range(len(accuracies))):
-        if before - accuracies[position] <= max_drop * before:
+        if within(before, accuracies[position], max_drop * before if relative else max_drop):
             return position
     return None
 
@@ -41,10 +43,13 @@ class ThresholdSweep(Stage):
 
     Args:
         choose: ``val_acc``: the largest threshold of the grid 0, ``step``, ..., ``highest`` whose accuracy on the
-            validation images is at most ``max_drop`` below that of the network, relatively; none, if none is.
+            validation images is at most ``max_drop`` below that of the network; none, if none is.
             ``fixed``: ``threshold``. ``fixed_count``: the ``count`` lowest scores, of equal ones the first.
         parts: the parameters of a pruned unit that become 0.
+        relative: ``max_drop`` is a share of the network's accuracy (ANP); else it is in accuracy (RNP).
     """
+
+    version = 2
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class ThresholdSweep(Stage):
         threshold: float = 0.2,
         count: int | None = None,
         parts: Sequence[str] = ("weight",),
+        relative: bool = True,
         inputs: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(inputs)
@@ -69,7 +75,7 @@ class ThresholdSweep(Stage):
             raise ConfigError(f"count={count}: choose=fixed_count needs the number of units to prune, e.g. count=50")
         self.uses_validation = choose == "val_acc"  # type: ignore[misc]
         self.choose, self.max_drop, self.thresholds = choose, max_drop, grid(highest, step)
-        self.threshold, self.count, self.parts = threshold, count, tuple(parts)
+        self.threshold, self.count, self.parts, self.relative = threshold, count, tuple(parts), relative
 
     @torch.no_grad()
     def run(self, network: nn.Module, view: DefenderView, scores: Scores) -> Mask:  # type: ignore[override]
@@ -116,7 +122,7 @@ class ThresholdSweep(Stage):
                 advance(f"accuracy {measured:.3f}")
         for name, original in originals.items():
             network.get_parameter(name).copy_(original)
-        chosen = largest_within(accuracies, before, self.max_drop)
+        chosen = largest_within(accuracies, before, self.max_drop, self.relative)
         pruned = torch.zeros_like(flat, dtype=torch.bool) if chosen is None else flat <= levels[chosen]
         return pruned, {
             "threshold": None if chosen is None else self.thresholds[chosen],

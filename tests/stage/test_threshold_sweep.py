@@ -46,6 +46,17 @@ def test_the_largest_threshold_that_is_within(accuracies: list[float], position:
     assert largest_within(accuracies, 1.0, 0.1) == position
 
 
+def test_a_tenth_of_the_accuracy_is_within_whatever_the_rounding() -> None:
+    assert 0.8 - 0.72 > 0.1 * 0.8  # 0.08000000000000007
+    assert largest_within([0.8, 0.72], 0.8, 0.1) == 1
+    assert largest_within([0.8, 0.71], 0.8, 0.1) == 0
+
+
+def test_a_drop_in_points_is_another_than_a_share() -> None:
+    assert largest_within([0.5, 0.45, 0.4], 0.5, 0.1) == 1
+    assert largest_within([0.5, 0.45, 0.4], 0.5, 0.1, relative=False) == 2
+
+
 @pytest.mark.parametrize(
     ("max_drop", "threshold", "pruned", "after"),
     [(0.0, 0.05, [False, False, True], 1.0), (0.1, 0.45, [True, False, True], 0.9), (0.6, 0.9, [True] * 3, 0.5)],
