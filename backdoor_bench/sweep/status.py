@@ -28,7 +28,7 @@ STALE_SECONDS = 30.0
 KEPT = 20
 SHOWN = 5
 FAILURES_SHOWN = 3
-WORKERS_SHOWN = 10
+WORKERS_SHOWN = 8
 METRICS = ("acc", "asr", "ra", "der")
 
 

@@ -234,7 +234,7 @@ def seen(state: status.State, width: int = 80) -> list[str]:
 
 
 def test_the_view_fits_the_terminal_whatever_names_and_reasons_there_are() -> None:
-    """Eighty columns; numbers whole; at most ten workers of a hundred."""
+    """Eighty columns; numbers whole; a few workers of a hundred."""
     long = "cifar10 preact_resnet18 blended gradprune_oracle poisoning_ratio=0.05 clean_ratio=0.1 repetition=7"
     state = status.State("unibp_table1", total=120_000, phase="running", counts={"ok": 54_321, "failed": 12})
     state.eta = time.time() + 7265
@@ -244,12 +244,12 @@ def test_the_view_fits_the_terminal_whatever_names_and_reasons_there_are() -> No
     state.failures = [(long, "a reason that is as long as the name of its run, or longer")]
     lines = seen(state)
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 23
+    assert len(lines) < 24
     assert lines[1].startswith("━")
     assert "54,333/120,000 54,321 ok, 12 failed" in lines[1]
     assert "2 h 01 min left" in lines[2]
     assert lines[3].startswith("node99 cuda:1 #99"), "who has been at it for longest"
-    assert "90 more" in lines[13]
+    assert "92 more" in lines[11]
     assert sum(line.startswith("91.32  100.00") and "1234.5" in line for line in lines) == status.SHOWN
 
 
