@@ -19,6 +19,7 @@ from backdoor_bench.numerics import Numerics
 from backdoor_bench.stage.base import Stage
 from backdoor_bench.stage.output import Mask
 from backdoor_bench.stage.prune import write
+from backdoor_bench.stage.validation import SLACK
 from backdoor_bench.stage.view import DefenderView
 
 BATCH_SIZE = 500
@@ -63,7 +64,7 @@ def last_within(correct: Sequence[int], max_drop: float) -> int:
     A rise never stops: the authors' absolute value in the criterion is not followed.
     """
     for position, count in enumerate(correct):
-        if correct[0] - count >= max_drop * correct[0]:
+        if correct[0] - count >= max_drop * correct[0] - SLACK:
             return max(position - 1, 0)
     return len(correct) - 1
 
@@ -137,6 +138,7 @@ class ActivationPrune(Stage):
         unit: ``channel``: all positions of a flattened map together; ``position``: each alone (BackdoorBench on VGG).
     """
 
+    version = 2
     uses_validation = True
 
     def __init__(

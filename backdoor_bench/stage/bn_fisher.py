@@ -166,6 +166,8 @@ class BNFisher(TrainingStage):
 
     layers: dict[str, nn.BatchNorm2d]
     reference: dict[str, Statistics]
+    _totals: list[Tensor]
+    _parts: list[Tensor]
 
     def __init__(
         self,

@@ -61,6 +61,7 @@ def test_pruning_column_by_column_by_hand() -> None:
         ([100, 91, 91, 89], 2),  # the last that held, not the first that failed
         ([10, 12, 12], 2),  # a rise is no drop
         ([20, 10], 0),
+        ([70, 70, 63], 1),  # 0.1 * 70 is 7.000000000000001
         ([0, 0, 0], 0),
     ],
 )
