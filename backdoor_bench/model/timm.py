@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.model.base import IDENTITY, Network
@@ -21,9 +23,11 @@ class TimmNetwork(Network):
         mean, std: per-channel statistics of the pixels.
         resize: side in pixels that images are resized to inside the network; null: as they come, or the network's own
             size where it works at no other.
+        options: further arguments of timm's network, e.g. ``{img_size: 32, patch_size: 4}`` of a ViT; with
+            ``img_size`` nothing is resized unless ``resize`` says so.
 
     Raises:
-        ConfigError: timm is not installed, or has no such network.
+        ConfigError: timm is not installed, or has no such network, or the network no such option.
     """
 
     resizable = True
@@ -35,14 +39,22 @@ class TimmNetwork(Network):
         mean: Sequence[float] = IDENTITY[0],
         std: Sequence[float] = IDENTITY[1],
         resize: int | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        timm = require(name)
+        timm, options = require(name), dict(options or {})
+        own = inspect.signature(timm.create_model).parameters.keys() | {"num_classes", "features_only"}
+        if own & options.keys():  # some of them name files and addresses, and a stored configuration is somebody's
+            raise ConfigError(
+                f"model.options={options}: expected arguments of the network, such as img_size; "
+                f"{', '.join(sorted(own & options.keys()))} is none of them"
+            )
         try:
-            backbone = timm.create_model(name.removeprefix(PREFIX), num_classes=num_classes)
-        except RuntimeError as error:  # a tag that the network does not have
-            raise ConfigError(f"model={name}: {error}") from None
+            backbone = timm.create_model(name.removeprefix(PREFIX), num_classes=num_classes, **options)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # a tag or options that it cannot have
+            said = f" with model.options={options}" if options else ""
+            raise ConfigError(f"model={name}{said}: {error}") from None
         published = backbone.pretrained_cfg
-        if resize is None and published.get("fixed_input_size"):
+        if resize is None and "img_size" not in options and published.get("fixed_input_size"):
             resize = int(published["input_size"][-1])
         super().__init__(backbone, num_classes, mean, std, resize)
         self.name = name

@@ -13,6 +13,7 @@ from backdoor_bench import config, overrides
 from backdoor_bench.bench import make_model
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.model import architecture
+from backdoor_bench.model.start import hashed
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -22,6 +23,22 @@ def test_a_name_is_a_choice_of_the_group(compose: Compose) -> None:
     assert node["_target_"] == "backdoor_bench.model.timm.TimmNetwork"
     assert architecture(node) == "timm:resnet18.a1_in1k"
     assert node["mean"] == [0.305, 0.305, 0.305]
+
+
+def test_options_of_the_network(compose: Compose) -> None:
+    pytest.importorskip("timm")
+    node = compose("model=timm:test_vit", "model.options={img_size:32,patch_size:8}")["model"]
+    network = make_model(node, 10)
+    assert network.backbone.patch_embed.num_patches == 16
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert hashed(node)["options"] == {"img_size": 32, "patch_size": 8}
+    assert "options" not in hashed(compose("model=timm:test_vit")["model"])
+    for options, message in (
+        ("{patch_sise:8}", "patch_sise"),
+        ("{checkpoint_path:x}", "checkpoint_path is none of them"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_model(compose("model=timm:test_vit", f"model.options={options}")["model"], 10)
 
 
 def test_without_timm_the_error_says_what_to_install(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
