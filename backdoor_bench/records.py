@@ -17,8 +17,8 @@ from backdoor_bench.store import Store
 COLUMNS = (
     "key", "victim", "status", "reason", "variant", "dataset", "architecture", "width", "attack", "poisoning_ratio",
     "effective_poisoning_ratio", "defense", "assumes", "stage", "spc", "clean_ratio", "clean_train", "clean_validation",
-    "seed", "repetition", "preset", "weak_attack", "acc", "asr", "ra", "der", "arr", "rdr", "seconds", "victim_epochs",
-    "precision", "device", "threads", "revision", "started",
+    "seed", "repetition", "preset", "weak_attack", "acc", "asr", "ra", "der", "arr", "rdr", "seconds", "peak_mib",
+    "victim_epochs", "precision", "device", "threads", "revision", "started",
 )  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row for the victim's state, one per stage, and one (``stage=final``) for the run."""
     config, environment = record["config"], record["environment"]
     shared = {name: record.get(name) for name in COLUMNS} | {
+        "peak_mib": _peak(record),
         "width": config["model"].get("width"),
         "assumes": "+".join(record["assumes"]),
         "clean_train": record.get("clean", {}).get("train"),
@@ -40,10 +41,16 @@ def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = [{**shared, "stage": "final"}]
     if record["status"] == "ok":
         measured = [{"name": "victim", "seconds": record["victim_seconds"], **record["before"]}, *record["stages"]]
-        steps = [{**shared, **empty, **{k: v for k, v in step.items() if k in empty}, "stage": step["name"]}
+        steps = [{**shared, **empty, **{k: v for k, v in step.items() if k in empty},
+                  "stage": step["name"], "peak_mib": _peak(step)}
                  for step in measured]  # fmt: skip
         found = [*steps, *found]
     return found
+
+
+def _peak(node: Mapping[str, Any]) -> float | None:
+    """MiB: on CUDA of the stage, on a CPU of the whole process so far."""
+    return node.get("peak_cuda_mib", node.get("process_peak_mib_so_far"))
 
 
 def write(store: Store, target: Path, filters: Mapping[str, str]) -> int:
