@@ -20,6 +20,7 @@ from backdoor_bench.report.layout import NAMES, Cell, Column, Row, Table, lines_
 from backdoor_bench.report.summary import Array, interval, spread
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from pandas import DataFrame
 
 BASELINES = ("fp", "ft")
@@ -109,21 +110,21 @@ def duels(runs: DataFrame) -> list[Duel]:
 
 
 def _duel(defense: str, baseline: str, pairs: DataFrame) -> Duel:
+    keys = pairs.index.to_frame(index=False)
+    victim = keys.groupby("victim").ngroup().to_numpy()
+    scenario = keys.groupby(["victim", "regime"]).ngroup().to_numpy()
     verdicts, medians = {}, {}
     for criterion in CRITERIA:
         own, other = pairs[criterion], pairs[f"{criterion}_base"]
-        verdicts[criterion] = _verdict((own - other).rename("d").reset_index())
+        verdicts[criterion] = _verdict((own - other).to_numpy("float64"), victim, scenario)
         medians[criterion] = (float(own.median()), float(other.median()))
-    return Duel(defense, baseline, len(pairs), pairs.index.get_level_values("victim").nunique(), verdicts, medians)
+    return Duel(defense, baseline, len(pairs), int(victim.max()) + 1, verdicts, medians)
 
 
-def _verdict(pairs: DataFrame) -> Verdict:
-    differences = pairs.d.to_numpy("float64")
-    victim = pairs.groupby("victim").ngroup().to_numpy()
-    by_victim = spread(differences, victim, victim.max() + 1)[1]
+def _verdict(differences: Array, victim: NDArray[np.int64], scenario: NDArray[np.int64]) -> Verdict:
+    by_victim = np.bincount(victim, differences) / np.bincount(victim)
     units = by_victim if len(by_victim) > 1 else differences
     low, high = _bounds(units)
-    scenario = pairs.groupby(["victim", "regime"]).ngroup().to_numpy()
     count, _, _, below, above = spread(differences, scenario, scenario.max() + 1)
     counts = Counter(_judged(*one) for one in zip(count, below, above, strict=True))
     result = _judged(len(units), low, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,7 +68,7 @@ def _victims(frame: DataFrame) -> DataFrame:
 
     ok, alone = frame[frame.status == "ok"], frame[frame.defense.isna()]
     used = ok[ok.defense.notna()]
-    rest = alone[(alone.status == "ok") & ~alone.victim.isin(used.victim)]
+    rest = alone[(alone.status == "ok") & ~alone.victim.isin(used.victim.unique())]
     measured = pd.concat([used, rest]).drop_duplicates(["victim", "regime"])
     before = {name: measured[f"before_{name}"] for name in ("acc", "asr", "ra")}
     found = pd.concat([measured.assign(**before), alone[alone.status != "ok"]], ignore_index=True)
@@ -112,13 +113,23 @@ def interval(block: Array) -> tuple[Array, Array]:
         Two ``(rows,)``. Every row is resampled by the same seeded draws, so a result does not depend on what else
         is in the table. For n below about 5 such intervals are too narrow: read them beside their n.
     """
-    size = block.shape[1]
-    draws = np.random.default_rng(SEED).multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    weights = (_kept if block.shape[1] <= SMALL else _last)(block.shape[1])
     tail = 50 * (1 - CONFIDENCE)
     rows = max(1, 4_000_000 // RESAMPLES)
     bounds = [
-        np.percentile(block[start : start + rows] @ (draws.T / size), [tail, 100 - tail], axis=1)
+        np.percentile(block[start : start + rows] @ weights, [tail, 100 - tail], axis=1)
         for start in range(0, len(block), rows)
     ]
     low, high = np.concatenate(bounds, axis=1)
     return low, high
+
+
+def _weights(size: int) -> Array:
+    """``(size, RESAMPLES)``: how much each value counts in each resample; the same for equal sizes."""
+    draws = np.random.default_rng(SEED).multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    return np.asarray(draws.T / size, dtype=np.float64)
+
+
+# Drawing takes longer than what it is drawn for. Few sizes are large, and those take much memory.
+SMALL = 128
+_kept, _last = lru_cache(SMALL)(_weights), lru_cache(1)(_weights)
