@@ -213,7 +213,7 @@ def _outcomes(state: State) -> str:
 def _speed(state: State, now: float) -> str:
     ran = state.counts.get("ok", 0) + state.counts.get("failed", 0)
     seconds = (state.heartbeat if state.phase == "ended" else now) - state.started
-    text = f"{3600 * ran / seconds:,.0f} runs/h" if ran and seconds > 0 else ""
+    parts = [f"{3600 * ran / seconds:,.0f} runs/h"] if ran and seconds > 0 else []
     if state.eta is not None and state.phase == "running":
-        text += f", {duration(state.eta - now)} left"
-    return text
+        parts.append(f"{duration(state.eta - now)} left")
+    return ", ".join(parts)

@@ -254,7 +254,9 @@ def test_the_view_fits_the_terminal_whatever_names_and_reasons_there_are() -> No
 
 
 def test_a_sweep_without_workers_yet_says_so() -> None:
-    assert seen(status.State("new", total=3, phase="running"))[0].startswith("new: starting its workers for 0 s")
+    new = status.State("new", total=3, phase="running", eta=time.time() + 61)
+    assert seen(new)[0].startswith("new: starting its workers for 0 s")
+    assert seen(new)[2] == "1 min 01 s left"
 
 
 def test_a_dead_drivers_sweep_is_known_by_its_heartbeat(tmp_path: Path, capsys) -> None:
