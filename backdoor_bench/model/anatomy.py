@@ -105,7 +105,7 @@ def last_convolution(network: nn.Module, images: Tensor | None = None) -> tuple[
     for before, step in zip([None, *steps], steps, strict=False):
         if step.output is not None and id(step.output[0]) in seen.gates:
             apart.add(step.name)
-            _, narrow, *_ = step.module.weight.shape  # type: ignore[union-attr]
+            narrow = step.source[0].shape[1] if step.source is not None else 0
             if before is not None and before.shape[1:2] == (narrow,) and narrow < step.shape[1]:
                 apart.add(before.name)  # the squeeze before the excitation
     found = [step for step in steps if step.name not in apart]
