@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 COMPACTED = "records.parquet"
 """A store's records in one file beside ``runs/``; records that it lacks are read from their own files."""
+FIRST = "python -m backdoor_bench +attack=badnet +defense=unibp"
 _FORMAT = b"backdoor_bench records 1"
 
 
@@ -177,10 +178,7 @@ def select(runs: DataFrame, wanted: Mapping[str, Sequence[str]]) -> DataFrame:
 def nothing(places: Iterable[Path], skipped: Sequence[Skipped] = ()) -> ConfigError:
     """The error for a set without a single record: what to run."""
     why = f" ({len(skipped)} files skipped; the first: {skipped[0].path}: {skipped[0].why})" if skipped else ""
-    return ConfigError(
-        f"no records in {', '.join(map(str, places))}{why}; make one first: "
-        "python -m backdoor_bench +attack=badnet +defense=unibp"
-    )
+    return ConfigError(f"no records in {', '.join(map(str, places))}{why}; make one first: {FIRST}")
 
 
 def _equal(column: Series, value: str) -> NDArray[np.bool_]:
@@ -227,7 +225,7 @@ def _files(place: Path) -> Iterator[tuple[str, str]]:
         yield place.name, str(place)
         return
     if not place.is_dir():
-        raise ConfigError(f"no store, folder or file {place}; make records first, or name where they are")
+        raise ConfigError(f"no store, folder or file {place}; name where records are, or make one first: {FIRST}")
     root = place / "runs" if (place / "runs").is_dir() else place
     with os.scandir(root) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
