@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backdoor_bench import progress
 from backdoor_bench.errors import BenchError
-from backdoor_bench.sweep import status
+from backdoor_bench.sweep import view
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--all", action="store_true", help="those that ended long ago, too")
     options = parser.parse_args(arguments)
     try:
-        status.show(Path(options.store).resolve(), options.all)
+        view.show(Path(options.store).resolve(), options.all)
     except BenchError as error:
         progress.say(f"error: {error}")
         return 1

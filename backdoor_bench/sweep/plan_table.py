@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backdoor_bench.sweep.plan import SweepPlan
-from backdoor_bench.sweep.status import duration
+from backdoor_bench.sweep.view import duration
 
 
 def show(

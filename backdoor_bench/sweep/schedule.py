@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import get_args
 
 from backdoor_bench.sweep.job import Job, Report, Result, Status
+from backdoor_bench.sweep.queue import Queue
 
 RETRIES = 2
 """How often a job whose worker was lost is started again."""
@@ -76,7 +77,7 @@ class Schedule:
         self.weak = 0
         self.workers: dict[str, _Worker] = {}
         self._past: defaultdict[str, _Past] = defaultdict(_Past)
-        self._ready: OrderedDict[str, deque[Job]] = OrderedDict()
+        self._ready = Queue()
         self._dependents: defaultdict[str, list[Job]] = defaultdict(list)
         self._deferred: list[tuple[float, int, Job]] = []
         self._number = count()
@@ -91,7 +92,7 @@ class Schedule:
         waiting = {job.key for jobs in self._dependents.values() for job in jobs}
         for job in self._left.values():
             if job.key not in waiting:
-                self._push(job)
+                self._ready.push(job)
         self._hopeless()
 
     # -- what a driver asks ----------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ class Schedule:
             self._reserved.pop(gone.device, None)
             for waiting in self._alone.pop(gone.device, ()):
                 self._past[waiting.key].alone = False
-                self._push(waiting)
+                self._ready.push(waiting)
         if job is None:
             return None
         attempts = self._past[job.key].attempts
@@ -193,7 +194,7 @@ class Schedule:
             self._end(job, "skipped", self._stopped)
             return None
         if attempts <= RETRIES:
-            self._push(job, first=True)
+            self._ready.push(job, first=True)
             return None
         self._end(job, "failed", f"its worker was lost {attempts} times, the last time: {reason}", None, worker)
         return job
@@ -224,14 +225,13 @@ class Schedule:
             return self._alone[place.device].popleft()
         for victim in reversed(place.victims):
             if victim in self._ready:
-                return self._pop(victim)
+                return self._ready.pop(victim)
         taken = {other.victims[-1] for other in others if other.victims}
         for victim in self._ready:
             if victim not in taken:
-                return self._pop(victim)
-        if self._ready:
-            return self._pop(max(self._ready, key=lambda victim: len(self._ready[victim])))
-        return None
+                return self._ready.pop(victim)
+        longest = self._ready.longest()
+        return None if longest is None else self._ready.pop(longest)
 
     def _take(self, worker: str) -> Job:
         place = self.workers[worker]
@@ -242,21 +242,10 @@ class Schedule:
             del self._reserved[place.device]
         return job
 
-    def _push(self, job: Job, first: bool = False) -> None:
-        jobs = self._ready.setdefault(job.victim, deque())
-        (jobs.appendleft if first else jobs.append)(job)
-
-    def _pop(self, victim: str) -> Job:
-        jobs = self._ready[victim]
-        job = jobs.popleft()
-        if not jobs:
-            del self._ready[victim]
-        return job
-
     def _wake(self) -> None:
         now = self._clock()
         while self._deferred and self._deferred[0][0] <= now:
-            self._push(heapq.heappop(self._deferred)[2])
+            self._ready.push(heapq.heappop(self._deferred)[2])
 
     def _fits(self, job: Job) -> bool:
         if self._deadline is None:
@@ -295,14 +284,14 @@ class Schedule:
             if dependent.key not in self._left:
                 continue
             if status in ("ok", "found"):
-                self._push(dependent)
+                self._ready.push(dependent)
             else:
                 what = VICTIM_FAILED if status == "failed" else "its victim was not trained"
                 self._end(dependent, "skipped", f"{what} ({job.label}): {reason}")
 
     def _hopeless(self) -> None:
         """Jobs that wait for one another in a circle would never start."""
-        reachable = {job.key for jobs in self._ready.values() for job in jobs}
+        reachable = {job.key for job in self._ready.jobs()}
         front = list(reachable)
         while front:
             following = [job.key for job in self._dependents.get(front.pop(), ())]

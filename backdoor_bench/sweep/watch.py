@@ -15,10 +15,11 @@ from rich.live import Live
 from backdoor_bench import progress, table
 from backdoor_bench.errors import BenchError
 from backdoor_bench.store import files
-from backdoor_bench.sweep import status
+from backdoor_bench.sweep import status, view
 from backdoor_bench.sweep.job import Job, Result
 from backdoor_bench.sweep.schedule import VICTIM_FAILED, Schedule
-from backdoor_bench.sweep.status import State, duration
+from backdoor_bench.sweep.status import State
+from backdoor_bench.sweep.view import duration
 
 if TYPE_CHECKING:
     from backdoor_bench.sweep.engine import Summary
@@ -109,7 +110,7 @@ class Watch:
             elif result.status == "skipped" and (result.reason or "").startswith(VICTIM_FAILED):
                 self._note(result.key)
             if result.status == "ok":
-                self._state.last = [*self._state.last[1 - status.SHOWN :], _facts(job, result)]
+                self._state.last = [*self._state.last[1 - view.SHOWN :], _facts(job, result)]
         if result.status in ("found", "skipped"):  # thousands at once: said together
             self._quiet["found in the store" if result.status == "found" else f"skipped: {result.reason}"] += 1
             return
@@ -139,9 +140,9 @@ class Watch:
             f"sweep {self._state.name}: {self._state.total:,} runs: {', '.join(counts) or 'nothing to do'}{weak}; "
             f"{duration(summary.seconds)}"
         )
-        for label, reason in summary.failures[: 2 * status.SHOWN]:
+        for label, reason in summary.failures[: 2 * view.SHOWN]:
             progress.say(f"  failed: {label}: {reason}")
-        more = summary.counts["failed"] - 2 * status.SHOWN
+        more = summary.counts["failed"] - 2 * view.SHOWN
         if more > 0:
             progress.say(f"  and {more:,} more failed; their keys are in {summary.retry_file}")
         if summary.stopped is not None or summary.counts["skipped"]:
@@ -161,7 +162,7 @@ class Watch:
         failure = (job.label, result.reason or "")
         if len(self.failures) < FAILURES_KEPT:
             self.failures.append(failure)
-        self._state.failures = [*self._state.failures[1 - status.SHOWN :], failure]
+        self._state.failures = [*self._state.failures[1 - view.SHOWN :], failure]
         self._note(result.key)
 
     def _note(self, key: str) -> None:
@@ -181,7 +182,7 @@ class Watch:
 
     def _render(self) -> RenderableType:
         with self._lock:
-            return status.render(self._state)
+            return view.render(self._state)
 
     def _beat(self) -> None:
         while not self._ended.wait(status.SECONDS_BETWEEN_BEATS):
@@ -199,7 +200,7 @@ class Watch:
 
 def _facts(job: Job, result: Result) -> dict[str, Any]:
     record = result.record or {}
-    measured = {name: record.get(name) for name in status.METRICS}
+    measured = {name: record.get(name) for name in view.METRICS}
     return {"label": job.label, "seconds": result.seconds, "weak": bool(record.get("weak_attack")), **measured}
 
 

@@ -14,7 +14,8 @@ from backdoor_bench import config
 from backdoor_bench.bench import Bench
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.store import Store
-from backdoor_bench.sweep.compose import Composer, references, text
+from backdoor_bench.sweep.compose import Composer, text
+from backdoor_bench.sweep.interpolation import references
 
 SMALL = ("device=cpu", "trainer.precision=32-true")
 

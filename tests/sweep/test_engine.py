@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from backdoor_bench.errors import ConfigError, UnwritableError
-from backdoor_bench.sweep import engine, status
+from backdoor_bench.sweep import engine, status, view
 from backdoor_bench.sweep.__main__ import main
 from backdoor_bench.sweep.job import Job, Report, Result
 from backdoor_bench.sweep.pool import Done, Event, Lost, Ready
@@ -229,7 +229,7 @@ def test_the_state_of_a_sweep_is_in_the_store(tmp_path: Path, capsys) -> None:
 def seen(state: status.State, width: int = 80) -> list[str]:
     """Its view on a terminal."""
     written = io.StringIO()
-    Console(file=written, width=width, force_terminal=True, color_system=None).print(status.render(state))
+    Console(file=written, width=width, force_terminal=True, color_system=None).print(view.render(state))
     return [line.rstrip() for line in written.getvalue().splitlines()]
 
 
@@ -250,7 +250,7 @@ def test_the_view_fits_the_terminal_whatever_names_and_reasons_there_are() -> No
     assert "2 h 01 min left" in lines[2]
     assert lines[3].startswith("node99 cuda:1 #99"), "who has been at it for longest"
     assert "92 more" in lines[11]
-    assert sum(line.startswith("91.32  100.00") and "1234.5" in line for line in lines) == status.SHOWN
+    assert sum(line.startswith("91.32  100.00") and "1234.5" in line for line in lines) == view.SHOWN
 
 
 def test_a_sweep_without_workers_yet_says_so() -> None:
@@ -290,7 +290,7 @@ def test_the_status_of_a_store_without_sweeps(tmp_path: Path, capsys) -> None:
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (61, "1 min 01 s"), (7260, "2 h 01 min"), (-3, "0 s")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert status.duration(seconds) == text
+    assert view.duration(seconds) == text
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
