@@ -17,7 +17,7 @@ from backdoor_bench.bench import Bench, Plan, Victim
 from backdoor_bench.dataset import Data, draw_clean
 from backdoor_bench.defense import DefenderView, Defense
 from backdoor_bench.errors import BenchError, BusyError
-from backdoor_bench.metric import Evaluator, Measurement, compare
+from backdoor_bench.metric import Comparison, Evaluator, Measurement, compare
 from backdoor_bench.model import addition
 from backdoor_bench.store import RECORD_FORMAT, Stored
 from backdoor_bench.suspect import given as suspects
@@ -91,14 +91,15 @@ def experiment(plan: Plan, bench: Bench) -> dict[str, Any]:
     }
     if plan.given is not None:
         measured["near_chance"] = suspects.near_chance(victim.measurement.acc, plan.manifest)
-    final = victim.measurement
+    final, gained = victim.measurement, Comparison()
     if plan.config.get("defense") is not None:
         purified, final = purify(plan, bench, data, victim, evaluator, measured)
+        gained = compare(victim.measurement, final)
         if plan.config["save_purified"]:
             measured["purified"] = save_purified(plan, bench, purified, final)
         if plan.config.get("export") is not None:
             measured["exported"] = deliver(plan, data, victim, purified, measured | final.fractions)
-    measured |= final.fractions | asdict(compare(victim.measurement, final))
+    measured |= final.fractions | asdict(gained)
     if final.triggered_as is not None:
         measured["triggered_as"] = {"before": victim.measurement.triggered_as, "after": final.triggered_as}
     measured |= environment.memory(plan.numerics.device)

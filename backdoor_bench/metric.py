@@ -45,11 +45,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a defense did, as fractions; ``None`` where the attack cannot be measured."""
+    """What a defense did, as fractions; ``None`` without a defense, and where the attack cannot be measured."""
 
-    der: float | None
-    arr: float | None
-    rdr: float | None
+    der: float | None = None
+    arr: float | None = None
+    rdr: float | None = None
 
 
 def compare(before: Measurement, after: Measurement) -> Comparison:

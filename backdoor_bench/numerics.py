@@ -28,13 +28,13 @@ class Numerics:
     def resolve(cls, device: str = "auto", precision: str = "auto", channels_last: bool = True) -> Numerics:
         """Turn ``auto`` into what the machine has: cuda, else cpu; bf16 where the hardware computes in it."""
         if precision not in PRECISIONS:
-            raise unknown("precision", precision, PRECISIONS)
+            raise unknown("precision", str(precision), PRECISIONS)  # 16 is a number
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             place = torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(f"device={device}: expected auto, cpu, cuda or cuda:N ({error})") from None
+        except RuntimeError:  # whose message lists every device that torch was ever built for
+            raise ConfigError(f"device={device}: expected auto, cpu, cuda or cuda:N") from None
         if place.type not in ("cpu", "cuda"):
             raise ConfigError(f"device={device}: expected auto, cpu, cuda or cuda:N")
         if place.type == "cuda":

@@ -79,6 +79,9 @@ def test_attack_alone_and_defense_alone(folder, run) -> None:
     attack = run("+attack=badnet", *TINY)
     assert attack.returncode == 0, attack.stderr
     assert "no defense" in attack.stdout
+    (victim,) = (record for record in records(folder) if record["defense"] is None)
+    assert 0 <= victim["asr"] <= 1
+    assert (victim["der"], victim["arr"], victim["rdr"]) == (None, None, None)
     defense = run("+defense=ft", "defense.epochs=1", *TINY)
     assert defense.returncode == 0, defense.stderr
     assert "clean network" in defense.stdout
