@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +17,13 @@ from backdoor_bench import environment, progress
 from backdoor_bench.attack import Attack, Trigger, stamp, train_victim
 from backdoor_bench.dataset import Data, Dataset, ImageSet, Manifest, Regime
 from backdoor_bench.defense import Defense
-from backdoor_bench.errors import BenchError, ConfigError
+from backdoor_bench.errors import ConfigError
+from backdoor_bench.memory import Answers, answer, remember
 from backdoor_bench.metric import Evaluator, Measurement, TriggeredSet
 from backdoor_bench.model import Network, anatomy, architecture, start
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.store import Store, Stored, identity
 from backdoor_bench.suspect import given as suspects
-
-T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
-Answers = OrderedDict[K, tuple[T, None] | tuple[None, BenchError]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Bench:
         # What planning has found out, by what it depends on: the thing itself, or why it cannot be.
         self._manifests: Answers[str, Manifest] = OrderedDict()
         self._shapes: Answers[Any, tuple[Network, Tensor]] = OrderedDict()
-        self._checked: Answers[Any, None] = OrderedDict()
+        self._checked: Answers[Any, object] = OrderedDict()
         self._keep = keep
 
     def plan(self, config: Mapping[str, Any]) -> Plan:
@@ -108,7 +105,7 @@ class Bench:
 
     def manifest(self, config: Mapping[str, Any]) -> Manifest:
         """Of the configuration's data set. Raises DataError where it is not there."""
-        return _answer(self._manifests, _text(config["dataset"]), 16, lambda: self._source(config).manifest())
+        return answer(self._manifests, _text(config["dataset"]), 16, lambda: self._source(config).manifest())
 
     def _check(self, config: Mapping[str, Any], manifest: Manifest, regime: Regime) -> None:
         """Refuse what cannot be. A sweep plans the same methods thousands of times: each is looked at once."""
@@ -128,7 +125,7 @@ class Bench:
             self._once((_text(attack), classes), lambda: configuration.make(attack).check(classes))
 
     def _once(self, question: Hashable, check: Callable[[], object]) -> None:
-        _answer(self._checked, question, 4096, check)
+        answer(self._checked, question, 4096, check)
 
     def _shape(self, model: Mapping[str, Any], classes: int, size: tuple[int, int]) -> tuple[Network, Tensor]:
         """A network without memory for its weights, and images as it takes them."""
@@ -138,13 +135,13 @@ class Bench:
                 network = make_model(model, classes)
                 return network, anatomy.example(network, size)
 
-        return _answer(self._shapes, (_text(model), classes, size), 4, make)
+        return answer(self._shapes, (_text(model), classes, size), 4, make)
 
     def data(self, plan: Plan) -> Data:
         """The data set, on the device; images that would fill it are held in host memory."""
         device, share = plan.numerics.device, plan.config["trainer"]["dataset_memory_share"]
         name = f"{_text(plan.config['dataset'])} on {device} within {share}"
-        return _remember(self._data, name, 1, lambda: self._source(plan.config).load().to(device, share))
+        return remember(self._data, name, 1, lambda: self._source(plan.config).load().to(device, share))
 
     def victim(self, plan: Plan, data: Data) -> Victim:
         """The victim of a plan: from memory, from its file or the store, or trained now."""
@@ -166,7 +163,7 @@ class Bench:
     def evaluator(self, plan: Plan, data: Data, trigger: Trigger | None) -> Evaluator:
         """The evaluator of a victim's test sets; the triggered one is made once."""
         name = f"{plan.victim_key} on {plan.numerics.device} by {plan.config['trainer']['eval_batch_size']}"
-        return _remember(self._evaluators, name, self._keep, lambda: _evaluator(plan, data, trigger))
+        return remember(self._evaluators, name, self._keep, lambda: _evaluator(plan, data, trigger))
 
     def _source(self, config: Mapping[str, Any]) -> Dataset:
         source = configuration.make(config["dataset"])
@@ -293,28 +290,3 @@ def _leaf(node: Mapping[str, Any] | None) -> str | None:
 
 def _text(node: Mapping[str, Any]) -> str:
     return json.dumps(node, sort_keys=True)
-
-
-def _remember(memory: OrderedDict[K, T], name: K, keep: int, make: Callable[[], T]) -> T:
-    """The remembered value, made if it is new; the least recently used beyond ``keep`` are forgotten."""
-    if name not in memory:
-        memory[name] = make()
-    memory.move_to_end(name)
-    while len(memory) > keep:
-        memory.popitem(last=False)
-    return memory[name]
-
-
-def _answer(memory: Answers[K, T], question: K, keep: int, make: Callable[[], T]) -> T:
-    """As :func:`_remember`, where a BenchError is an answer, too: it is raised again without another try."""
-
-    def attempt() -> tuple[T, None] | tuple[None, BenchError]:
-        try:
-            return make(), None
-        except BenchError as error:
-            return None, error
-
-    found, objection = _remember(memory, question, keep, attempt)
-    if objection is not None:
-        raise objection.with_traceback(None)
-    return found  # type: ignore[return-value]
