@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 LONGEST = 90
+FOLLOWING = (".epochs", ".steps", ".T_max", ".max_lr")
+"""What configurations copy from a length or a rate elsewhere."""
 NO_ATTACK = "no attack"
 NO_DEFENSE = "none"
 
@@ -107,19 +109,21 @@ def _difference(base: str, options: str) -> str:
     nodes = _nodes(usual)
     # A null that the other does not have is an option that was not there yet, unless it took something away.
     changed = {p: v for p, v in here.items() if (v != usual[p] if p in usual else v is not None or p in nodes)}
-    # A defense's length is its last stage's too: said once.
     if changed.get("epochs", 0) is None:  # of a time when it had none of its own
         del changed["epochs"]
-    if "epochs" in changed:
-        changed = {
-            p: v for p, v in changed.items() if p == "epochs" or not p.endswith(".epochs") or v != changed["epochs"]
-        }
+    changed = {p: v for p, v in changed.items() if not _follows(p, usual, changed)}
     parts = [f"{path.removesuffix('._target_')}={_short(value)}" for path, value in sorted(changed.items())]
     parts += [f"without {node}" for node in sorted(_gone(usual, here))]
     text = ", ".join(parts)
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}… #{hashlib.sha256(options.encode()).hexdigest()[:6]}"
     return f" [{text}]" if text else ""
+
+
+def _follows(path: str, usual: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
+    """Whether a changed length or rate is only another's, as a stage's length is its defense's: that one is said."""
+    leads = (p for p in changed if len(p) < len(path) and p in usual and usual[p] == usual.get(path))
+    return path.endswith(FOLLOWING) and any(changed[p] == changed[path] for p in leads)
 
 
 def _gone(usual: Mapping[str, Any], here: Mapping[str, Any]) -> set[str]:

@@ -146,7 +146,9 @@ def test_filters_that_do_not_fit_say_why(write: Write, folder: Path, filters: li
 
 
 def test_without_records_it_says_what_to_run(folder: Path, write: Write) -> None:
-    with pytest.raises(ConfigError, match=r"no store, folder or file .* make one first: python -m backdoor_bench \+attack"):
+    with pytest.raises(
+        ConfigError, match=r"no store, folder or file .* make one first: python -m backdoor_bench \+attack"
+    ):
         frame.load([folder])
     folder.mkdir()
     with pytest.raises(ConfigError, match=r"make one first: python -m backdoor_bench \+attack=badnet"):

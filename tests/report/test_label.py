@@ -128,6 +128,14 @@ def test_what_was_taken_away_is_said_once(write: Write, folder: Path, override: 
     assert labels(folder) == {"a": text}
 
 
+@pytest.mark.parametrize("defense", ["ft", "unit"])
+def test_what_follows_a_length_is_not_said_again(write: Write, folder: Path, defense: str) -> None:
+    """FT's schedule ends with its epochs, UNIT's steps are them, and a one-cycle rate is the optimiser's."""
+    write(key="a", **composed("+attack=badnet", f"+defense={defense}", "defense.epochs=7", "recipe.optimizer.lr=0.3"))
+    assert labels(folder) == {"a": f"{defense} [epochs=7]"}
+    assert labels(folder, "attack_label") == {"a": "badnet [recipe.optimizer.lr=0.3]"}
+
+
 def test_what_conf_does_not_have_is_not_known() -> None:
     assert configured.defense("cifar10", "fast", "ft") is not None
     for place in (("nowhere", "fast", "ft"), ("cifar10", "made_up", "ft"), ("cifar10", "fast", "nothing")):
