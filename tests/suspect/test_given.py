@@ -236,15 +236,18 @@ def test_what_does_not_go_together_is_refused_before_work(
         experiment.run(compose(*given), bench)
 
 
-@pytest.mark.parametrize("part", ["model", "attack", "recipe"])
+@pytest.mark.parametrize("part", ["model", "attack", "wrapped", "recipe"])
 def test_a_stored_victim_that_names_foreign_code_is_refused(part, compose, bench, store, victim) -> None:
     """A store may be somebody's, too."""
     stored = store.load("victims", victim["victim"])
     assert stored is not None
     config = json.loads(json.dumps(stored.manifest["config"]))
-    node = config[part]["optimizer"] if part == "recipe" else config[part]
+    around: dict[str, str] = {}
+    if part == "wrapped":
+        config["attack"]["wrapped"] = around  # an attack around another one
+    node = {**config, "recipe": config["recipe"]["optimizer"], "wrapped": around}[part]
     node["_target_"] = "subprocess.Popen"
-    key = {"model": "a", "attack": "b", "recipe": "c"}[part] * 20
+    key = {"model": "a", "attack": "b", "recipe": "c", "wrapped": "d"}[part] * 20
     manifest = {name: value for name, value in stored.manifest.items() if name not in ("key", "files", "sha256")}
     store.save("victims", key, Stored(stored.tensors, {**manifest, "config": config}))
     with pytest.raises(UntrustedError, match=r"'subprocess\.Popen', which is in none of"):
