@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     conf, sweeps = configuration.directory(), configuration.directory("multirun_sweeps")
     try:
         ready = overrides.prepare(given, conf, sweeps)
+        if not any(argument.startswith(("-", "+sweep=", "hydra")) for argument in ready):
+            overrides.check_options(ready, conf)
     except BenchError as error:
         explain(error)
         return 1

@@ -7,16 +7,19 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from backdoor_bench import timm_source
 from backdoor_bench.errors import ConfigError, unknown
 
 FACTORS = ("width", "blocks")
 """Options that only networks of our own have."""
+OPTIONAL = ("attack", "defense", "sweep")
+"""Groups that a run may do without: Hydra wants a plus before their choice."""
 
 
 def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
@@ -26,11 +29,12 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
     with close matches. In a multirun, a constant under a swept group (``-m +attack=a,b attack.target_label=1``)
     becomes ``choice(...)``: Hydra applies constants before the swept groups exist, and would refuse it. In a sweep by
     name, attack and defense are such groups, and ``sweep.only.AXIS=VALUES`` becomes an entry of one mapping, for an
-    axis may have dots of its own.
+    axis may have dots of its own. ``attack=NAME`` is taken as ``+attack=NAME``.
 
     Raises:
         ConfigError: an unknown name.
     """
+    arguments = [f"+{argument}" if argument.partition("=")[0] in OPTIONAL else argument for argument in arguments]
     flags = [argument for argument in arguments if argument.startswith("-") and "=" not in argument]
     grid = any(argument.startswith(("+sweep=", "hydra/sweeper=grid")) for argument in arguments)
     multirun = grid or "-m" in flags or "--multirun" in flags
@@ -57,6 +61,35 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
         _as_sweep(argument, override) if override is not None and multirun and _depends(override, swept, grid) else
         argument for argument, override in zip(arguments, parsed, strict=True)
     ]  # fmt: skip
+
+
+def check_options(arguments: Sequence[str], conf: Path) -> None:
+    """Refuse a misspelt option of one run; Hydra would advise to add it under that name.
+
+    Raises:
+        ConfigError: an option that its part of the configuration does not have.
+    """
+    typed = [argument for argument in arguments if not argument.startswith(("-", "hydra"))]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        try:
+            compose("config", typed)
+            return
+        except ConfigCompositionException as error:
+            found = re.match(r"Could not override '([\w.]+)'", str(error))
+        except HydraException:
+            found = None
+        if found is None:
+            return  # Hydra explains it
+        node = compose("config", [argument for argument in typed if not argument.startswith(f"{found[1]}=")])
+    path: list[str] = []
+    for part in found[1].split("."):
+        where = ".".join(path)
+        if not isinstance(node, DictConfig):
+            raise ConfigError(f"{found[1]}: {where} is one value, {node}, without options of its own")
+        if part not in node:
+            raise unknown(f"option of {where}" if where else "option", part, map(str, node))
+        node = node[part]
+        path.append(part)
 
 
 def _with_options(arguments: Sequence[str], grid: bool) -> list[str]:

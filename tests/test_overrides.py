@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from backdoor_bench import config
 from backdoor_bench.errors import ConfigError
-from backdoor_bench.overrides import prepare
+from backdoor_bench.overrides import check_options, prepare
 
 CONF = config.directory()
 
@@ -74,3 +76,29 @@ def test_a_users_own_folder_of_configurations_counts(tmp_path) -> None:
     assert ready(*arguments) == arguments
     with pytest.raises(ConfigError, match="no such folder"):
         ready("--config-dir", str(tmp_path / "none"), "+attack=mine")
+
+
+@pytest.mark.parametrize("group", ["attack=badnet", "defense=ft", "sweep=smoke"])
+def test_the_plus_of_an_optional_group_may_be_left_out(group: str) -> None:
+    assert prepare([group], CONF, config.directory("multirun_sweeps"))[0] == f"+{group}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["+attack=badnet", "attack.poisoning_rate=0.1"],
+            "option of attack 'poisoning_rate'. Did you mean poisoning_ratio",
+        ),
+        (["recipe.epoch=3"], "option of recipe 'epoch'. Did you mean epochs"),
+        (["recipe.epochs.most=3"], "recipe.epochs is one value, 15, without options of its own"),
+        (["sede=3"], "unknown option 'sede'. Did you mean seed"),
+    ],
+)
+def test_a_misspelt_option_is_refused_with_close_matches(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_options(arguments, CONF)
+
+
+def test_options_that_exist_pass() -> None:
+    check_options(["+attack=badnet", "attack.poisoning_ratio=0.1", "+recipe.lengths.unit_steps=3"], CONF)
