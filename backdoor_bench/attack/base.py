@@ -100,7 +100,7 @@ class Attack(ABC):
         target_label: int = 0,
         labels: Literal["all_to_one", "all_to_all"] = "all_to_one",
     ) -> None:
-        if not 0 < poisoning_ratio < 1:
+        if type(poisoning_ratio) not in (int, float) or not 0 < poisoning_ratio < 1:
             raise ConfigError(
                 f"attack.poisoning_ratio={poisoning_ratio}: expected a fraction of all training images in (0, 1)"
             )
@@ -193,7 +193,7 @@ class Attack(ABC):
 
     def check(self, num_classes: int) -> None:
         """Raise if the target label does not exist in the data set."""
-        if isinstance(self.target_label, bool) or not 0 <= self.target_label < num_classes:
+        if type(self.target_label) is not int or not 0 <= self.target_label < num_classes:
             raise ConfigError(
                 f"attack.target_label={self.target_label}: the data set has classes 0 to {num_classes - 1}"
             )

@@ -46,6 +46,7 @@ def _track(plan: Plan, record: Record, data: Data, victim: Victim) -> None:
         logger = local.make_logger(plan)
         shown = None if victim.trigger is None else picture.of_trigger(data.test.images, victim.trigger, plan.numerics)
         local.log(logger, plan, record, shown)
+        progress.say(f"logged: {logger.log_dir}")
         return
     runs = configuration.make({key: value for key, value in plan.config["logger"].items() if key != "sweep"})
     assert isinstance(runs, WandbRuns)

@@ -218,14 +218,14 @@ def test_another_target_label(name: str) -> None:
     assert attack.attack_labels(torch.tensor([0, 1, 2, 3]), CLASSES).tolist() == [2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("target", [4, -1, True])
-def test_target_label_out_of_range_is_an_error(name: str, target: int) -> None:
+@pytest.mark.parametrize("target", [4, -1, True, "cat"])
+def test_target_label_out_of_range_is_an_error(name: str, target: object) -> None:
     with pytest.raises(ConfigError, match=rf"attack\.target_label={target}: the data set has classes 0 to 3"):
         build(name, target_label=target).check(CLASSES)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1])
-def test_poisoning_ratio_out_of_range_is_an_error(name: str, ratio: float) -> None:
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, "ten", None])
+def test_poisoning_ratio_out_of_range_is_an_error(name: str, ratio: object) -> None:
     with pytest.raises(ConfigError, match=rf"attack\.poisoning_ratio={ratio}"):
         build(name, poisoning_ratio=ratio)
 
