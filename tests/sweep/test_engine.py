@@ -19,7 +19,6 @@ from typing import ClassVar
 import pytest
 from rich.console import Console
 
-from backdoor_bench import sweep
 from backdoor_bench.errors import ConfigError, UnwritableError
 from backdoor_bench.sweep import engine, status, view
 from backdoor_bench.sweep.__main__ import main
@@ -305,7 +304,7 @@ def test_a_store_that_cannot_be_written_starts_nothing(tmp_path: Path) -> None:
 
 def test_without_ray_one_run_follows_the_other_unless_more_were_asked_for(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.delitem(sys.modules, "backdoor_bench.sweep.ray_pool", raising=False)
-    monkeypatch.delattr(sweep, "ray_pool", raising=False)  # an earlier test may have imported it
+    monkeypatch.delattr("backdoor_bench.sweep.ray_pool", raising=False)  # an earlier test may have imported it
     monkeypatch.setitem(sys.modules, "ray", None)
     summary, _ = run(tmp_path, job("1"), workers=None)
     assert summary.counts["ok"] == 1
