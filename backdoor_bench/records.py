@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("target", type=Path)
     parser.add_argument("filters", nargs="*", metavar="COLUMN=VALUE")
     parser.add_argument("--store-dir", default=os.environ.get("BACKDOOR_BENCH_STORE", "./store"))
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         pairs = [text.partition("=") for text in options.filters]
         count = write(Store(options.store_dir), options.target, {name: value for name, _, value in pairs})
