@@ -17,7 +17,7 @@ from backdoor_bench import environment, progress
 from backdoor_bench.attack import Attack, Trigger, stamp, train_victim
 from backdoor_bench.dataset import Data, Dataset, ImageSet, Manifest, Regime
 from backdoor_bench.defense import Defense
-from backdoor_bench.errors import ConfigError
+from backdoor_bench.errors import ConfigError, require_whole
 from backdoor_bench.memory import Answers, answer, remember
 from backdoor_bench.metric import Evaluator, Measurement, TriggeredSet
 from backdoor_bench.model import Network, anatomy, architecture, start
@@ -87,6 +87,8 @@ class Bench:
 
         Nothing is trained, and nothing read but the data set's manifest and the hash of a given file.
         """
+        for name in ("seed", "repetition"):
+            require_whole(name, config[name], 0)
         config, given = suspects.resolve(config, self.store)
         trainer = config["trainer"]
         numerics = Numerics.resolve(config["device"], trainer["precision"], trainer["channels_last"])
@@ -121,6 +123,7 @@ class Bench:
         if defense is not None:
             self._once((regime, images), lambda: regime.counts(list(manifest.train_counts)))
             self._once((_text(defense), _text(config["model"]), classes, size), check_defense)
+        self._once(_text(config["recipe"]), lambda: configuration.make_recipe(dict(config["recipe"])))
         if attack is not None:
             self._once((_text(attack), classes), lambda: configuration.make(attack).check(classes))
 

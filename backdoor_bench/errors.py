@@ -50,6 +50,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(known)}.")
 
 
+def require_whole(name: str, value: object, least: int) -> None:
+    """Raise :class:`ConfigError` unless an option's value is a whole number of at least ``least``."""
+    if type(value) is not int or value < least:
+        raise ConfigError(f"{name}={value}: expected a whole number of at least {least}")
+
+
 def root_cause(error: BaseException) -> BaseException:
     """What was raised first: Hydra wraps whatever a constructor raised."""
     while error.__cause__ is not None:

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from backdoor_bench import progress
-from backdoor_bench.errors import DivergedError, IncompatibleError
+from backdoor_bench.errors import DivergedError, IncompatibleError, require_whole
 from backdoor_bench.numerics import Numerics
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -49,6 +49,10 @@ class Recipe:
     optimizer: MakeOptimizer
     scheduler: MakeScheduler | None = None
     drop_last: bool = True
+
+    def __post_init__(self) -> None:
+        require_whole("recipe.epochs", self.epochs, 1)
+        require_whole("recipe.batch_size", self.batch_size, 1)
 
 
 @dataclass

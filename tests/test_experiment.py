@@ -260,3 +260,10 @@ def test_stages_declare_what_they_take_and_give() -> None:
             if isinstance(kind, type) and issubclass(kind, Stage) and kind.__module__ == module.__name__:
                 assert all(issubclass(port.kind, Output) for port in kind.ports())
                 assert kind.gives() is None or issubclass(kind.gives(), Output)
+
+
+@pytest.mark.parametrize("wrong", ["seed=abc", "seed=-1", "repetition=1.5", "recipe.epochs=two", "recipe.epochs=0"])
+def test_what_must_be_a_whole_number_is_refused_when_a_run_is_planned(wrong, compose, store) -> None:
+    name, _, value = wrong.partition("=")
+    with pytest.raises(BenchError, match=rf"{name}={value}: expected a whole number of at least"):
+        Bench(store).plan(compose("+attack=badnet", wrong))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backdoor_bench import training
 from backdoor_bench.dataset import Batches, ImageSet
-from backdoor_bench.errors import DivergedError
+from backdoor_bench.errors import ConfigError, DivergedError
 from backdoor_bench.numerics import Numerics
 
 CPU = Numerics(torch.device("cpu"))
@@ -195,3 +195,17 @@ def test_shuffled_batches_cover_everything_in_another_order_each_epoch() -> None
     first, second = ([int(label) for _, labels in batches for label in labels] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(9))
     assert first != second
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": -1}, "recipe.epochs=-1: expected a whole number of at least 1"),
+        ({"epochs": "two"}, "recipe.epochs=two: expected"),
+        ({"batch_size": 0}, "recipe.batch_size=0: expected"),
+        ({"epochs": True}, "recipe.epochs=True: expected"),
+    ],
+)
+def test_a_recipe_that_trains_nothing_is_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        training.Recipe(**{"epochs": 1, "batch_size": 2, "optimizer": torch.optim.SGD, **given})

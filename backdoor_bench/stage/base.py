@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from backdoor_bench import seeding, training
 from backdoor_bench.dataset import Batches, ImageSet
+from backdoor_bench.errors import require_whole
 from backdoor_bench.stage.gradients import gradients_for
 from backdoor_bench.stage.output import Output
 from backdoor_bench.stage.view import DefenderView
@@ -121,6 +122,7 @@ class TrainingStage(Stage, LightningModule):
         inputs: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(inputs)
+        require_whole("epochs", epochs, 0)
         self.epochs, self.batch_size = epochs, batch_size
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
 
