@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -50,10 +51,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(known)}.")
 
 
-def require_whole(name: str, value: object, least: int) -> None:
-    """Raise :class:`ConfigError` unless an option's value is a whole number of at least ``least``."""
-    if type(value) is not int or value < least:
+def require_whole(name: str, value: object, least: int) -> int:
+    """An option's value as a whole number of at least ``least``, also where it is written 5.0.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not number.is_integer() or number < least:
         raise ConfigError(f"{name}={value}: expected a whole number of at least {least}")
+    return int(number)
 
 
 def root_cause(error: BaseException) -> BaseException:

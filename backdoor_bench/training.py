@@ -51,8 +51,8 @@ class Recipe:
     drop_last: bool = True
 
     def __post_init__(self) -> None:
-        require_whole("recipe.epochs", self.epochs, 1)
-        require_whole("recipe.batch_size", self.batch_size, 1)
+        for name in ("epochs", "batch_size"):
+            object.__setattr__(self, name, require_whole(f"recipe.{name}", getattr(self, name), 1))
 
 
 @dataclass

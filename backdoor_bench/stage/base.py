@@ -122,8 +122,7 @@ class TrainingStage(Stage, LightningModule):
         inputs: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(inputs)
-        require_whole("epochs", epochs, 0)
-        self.epochs, self.batch_size = epochs, batch_size
+        self.epochs, self.batch_size = require_whole("epochs", epochs, 0), batch_size
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
