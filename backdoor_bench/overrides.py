@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor_bench import timm_source
-from backdoor_bench.errors import ConfigError, unknown
+from backdoor_bench.errors import ConfigError, UnwritableError, unknown
 
 FACTORS = ("width", "blocks")
 """Options that only networks of our own have."""
@@ -64,16 +64,22 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
 
 
 def check_options(arguments: Sequence[str], conf: Path) -> None:
-    """Refuse a misspelt option of one run; Hydra would advise to add it under that name.
+    """Refuse what Hydra would explain badly: a misspelt option of one run, which it would advise to add under that
+    name, and a store that cannot be made.
 
     Raises:
         ConfigError: an option that its part of the configuration does not have.
+        UnwritableError: there is no store_dir, and none can be made.
     """
     typed = [argument for argument in arguments if not argument.startswith(("-", "hydra"))]
     with initialize_config_dir(str(conf), version_base="1.3"):
         try:
-            compose("config", typed)
+            store = Path(str(compose("config", typed).store_dir))
+            store.mkdir(parents=True, exist_ok=True)
             return
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UnwritableError(f"store_dir={store} cannot be made: {reason}; choose another") from None
         except ConfigCompositionException as error:
             found = re.match(r"Could not override '([\w.]+)'", str(error))
         except HydraException:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from backdoor_bench import config
-from backdoor_bench.errors import ConfigError
+from backdoor_bench.errors import ConfigError, UnwritableError
 from backdoor_bench.overrides import check_options, prepare
 
 CONF = config.directory()
@@ -100,5 +101,14 @@ def test_a_misspelt_option_is_refused_with_close_matches(arguments: list[str], m
         check_options(arguments, CONF)
 
 
-def test_options_that_exist_pass() -> None:
-    check_options(["+attack=badnet", "attack.poisoning_ratio=0.1", "+recipe.lengths.unit_steps=3"], CONF)
+def test_options_that_exist_pass(tmp_path: Path) -> None:
+    given = ["+attack=badnet", "attack.poisoning_ratio=0.1", "+recipe.lengths.unit_steps=3"]
+    check_options([*given, f"store_dir={tmp_path}/store"], CONF)
+
+
+def test_a_store_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UnwritableError, match=r"store_dir=.*/store cannot be made: Not a directory; choose"
+    ):
+        check_options([f"store_dir={tmp_path}/file/store"], CONF)
