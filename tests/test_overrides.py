@@ -108,7 +108,5 @@ def test_options_that_exist_pass(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(
-        UnwritableError, match=r"store_dir=.*/store cannot be made: Not a directory; choose"
-    ):
+    with pytest.raises(UnwritableError, match=r"store_dir=.*/store cannot be made: Not a directory; choose"):
         check_options([f"store_dir={tmp_path}/file/store"], CONF)
