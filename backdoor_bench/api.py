@@ -123,7 +123,8 @@ def purify(
     """Purify a copy of a network with a few clean images.
 
     A tenth of the images, of each class, is held out for validation; both shares are on the device as 8 bits. The
-    network is worked on in float32 and returned as it came; its random choices depend on ``seed`` alone.
+    network is worked on in float32 and returned as it came; its random choices depend on ``seed`` alone. Calls from
+    several threads take turns, but a thread that draws from torch's global generator meanwhile disturbs dropout.
 
     Args:
         network: gives (B, C) logits for float images. Yours is untouched.
