@@ -178,7 +178,7 @@ def save_purified(plan: Plan, bench: Bench, network: nn.Module, final: Measureme
     manifest = {
         "victim": plan.victim_key,
         "additions": addition.describe(network),
-        "measured": asdict(final),
+        "measured": final.describe(),
         "numerics": plan.numerics.describe(),
         "environment": environment.describe(),
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +31,24 @@ class Measurement:
 
     ``triggered_as`` counts the triggered test images by predicted class (those predicted at all, as text, as JSON has
     keys): where they go when they no longer become what the attacker wants. It describes; it is not compared.
+    ``extra``: what the attack measures besides, by name; see :meth:`Attack.test_sets`.
     """
 
     acc: float
     asr: float | None = None
     ra: float | None = None
     triggered_as: Mapping[str, int] | None = field(default=None, compare=False)
+    extra: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
-    def fractions(self) -> dict[str, float | None]:
-        """The numbers by name, as records have them."""
-        return {"acc": self.acc, "asr": self.asr, "ra": self.ra}
+    def fractions(self) -> dict[str, Any]:
+        """The numbers by name, as records have them: ``extra`` where there is one."""
+        usual = {"acc": self.acc, "asr": self.asr, "ra": self.ra}
+        return {**usual, "extra": dict(self.extra)} if self.extra else usual
+
+    def describe(self) -> dict[str, Any]:
+        """As a stored network's manifest has it: all fields, ``extra`` where there is one."""
+        return {name: value for name, value in asdict(self).items() if value or name != "extra"}
 
 
 @dataclass(frozen=True)
@@ -78,24 +86,42 @@ def predict(network: nn.Module, data: ImageSet, numerics: Numerics, batch_size: 
 
 
 class Evaluator:
-    """Measures a network on the clean and the triggered test set. It holds what no defense may see."""
+    """Measures a network on the clean and the triggered test set. It holds what no defense may see.
+
+    Args:
+        extra: the attack's own test sets, by the name of what each measures; see :meth:`Attack.test_sets`.
+    """
 
     def __init__(
-        self, test: ImageSet, triggered: TriggeredSet | None, num_classes: int, numerics: Numerics, batch_size: int
+        self,
+        test: ImageSet,
+        triggered: TriggeredSet | None,
+        num_classes: int,
+        numerics: Numerics,
+        batch_size: int,
+        extra: Mapping[str, ImageSet] | None = None,
     ) -> None:
         self.test, self.triggered, self.numerics, self.batch_size = test, triggered, numerics, batch_size
-        self.num_classes = num_classes
+        self.num_classes, self.extra = num_classes, dict(extra or {})
+
+    def gives(self, measured: Measurement) -> bool:
+        """Whether an earlier measurement has all that is measured here."""
+        return self.extra.keys() == measured.extra.keys()
 
     def measure(self, network: nn.Module) -> Measurement:
-        """ACC, ASR and RA of a network, which is put in eval mode."""
+        """ACC, ASR, RA and what the attack measures besides, of a network, which is put in eval mode."""
         network.eval()
         (acc,), _ = self._accuracy(network, self.test, self.test.labels)
+        extra = {
+            name: self._accuracy(network, data, data.labels)[0][0] if len(data) else None
+            for name, data in self.extra.items()
+        }
         if self.triggered is None or not len(self.triggered.data):
-            return Measurement(acc)
+            return Measurement(acc, extra=extra)
         wanted = self.triggered.attack_labels
         (asr, ra), predicted = self._accuracy(network, self.triggered.data, wanted, self.triggered.data.labels)
         counts = enumerate(torch.bincount(predicted).tolist())
-        return Measurement(acc, asr, ra, {str(label): count for label, count in counts if count})
+        return Measurement(acc, asr, ra, {str(label): count for label, count in counts if count}, extra)
 
     def _accuracy(self, network: nn.Module, data: ImageSet, *targets: Tensor) -> tuple[list[float], Tensor]:
         """The share of each target, and the predicted classes."""

@@ -23,7 +23,10 @@ COLUMNS = (
 
 
 def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row for the victim's state, one per stage, and one (``stage=final``) for the run."""
+    """One row for the victim's state, one per stage, and one (``stage=final``) for the run.
+
+    What an attack measures besides (``noise_acc``) comes after :data:`COLUMNS`, where it was measured.
+    """
     config, environment = record["config"], record["environment"]
     shared = {name: record.get(name) for name in COLUMNS} | {
         "peak_mib": _peak(record),
@@ -38,11 +41,11 @@ def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         "revision": environment["revision"],
     }
     empty = dict.fromkeys(("acc", "asr", "ra", "der", "arr", "rdr", "seconds"))
-    found = [{**shared, "stage": "final"}]
+    found = [{**shared, "stage": "final", **record.get("extra", {})}]
     if record["status"] == "ok":
         measured = [{"name": "victim", "seconds": record["victim_seconds"], **record["before"]}, *record["stages"]]
         steps = [{**shared, **empty, **{k: v for k, v in step.items() if k in empty},
-                  "stage": step["name"], "peak_mib": _peak(step)}
+                  "stage": step["name"], "peak_mib": _peak(step), **step.get("extra", {})}
                  for step in measured]  # fmt: skip
         found = [*steps, *found]
     return found
@@ -71,9 +74,11 @@ def write(store: Store, target: Path, filters: Mapping[str, str]) -> int:
         raise ConfigError(f"no record in {store.root} fits; run one first: python -m backdoor_bench +attack=badnet")
     chosen.sort(key=lambda parts: [str(parts[-1][n]) for n in ("dataset", "attack", "defense", "repetition", "key")])
     with target.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        found = [row for parts in chosen for row in parts]
+        extra = sorted({name for row in found for name in row}.difference(COLUMNS))
+        writer = csv.DictWriter(file, [*COLUMNS, *extra], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(row for parts in chosen for row in parts)
+        writer.writerows(found)
     return len(chosen)
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from backdoor_bench import environment, progress
 from backdoor_bench.attack import Attack
-from backdoor_bench.bench import triggered_set
+from backdoor_bench.bench import make_evaluator
 from backdoor_bench.dataset import Augmentation, Dataset
 from backdoor_bench.errors import BenchError, StoreError
 from backdoor_bench.metric import Evaluator, Measurement
@@ -43,9 +43,14 @@ class Remeasured:
 
     @property
     def difference(self) -> float:
-        """The largest difference of ACC, ASR and RA, as a fraction."""
-        pairs = zip(self.recorded.fractions.values(), self.measured.fractions.values(), strict=True)
-        return max(abs(a - b) for a, b in pairs if a is not None and b is not None)
+        """The largest difference of ACC, ASR, RA and what the attack measures besides, as a fraction."""
+        return max(abs(a - b) for _, a, b in self.pairs if a is not None and b is not None)
+
+    @property
+    def pairs(self) -> list[tuple[str, float | None, float | None]]:
+        """Each measure by name: as recorded, and now. What was not recorded at the time is null."""
+        then, now = ({**vars(found), **found.extra} for found in (self.recorded, self.measured))
+        return [(name, then.get(name), now[name]) for name in ("acc", "asr", "ra", *self.measured.extra)]
 
     @property
     def agrees(self) -> bool:
@@ -117,14 +122,14 @@ def _evaluator(victim: Stored, numerics: Numerics, data_dir: str | None, trust: 
         raise StoreError(
             f"the test images of {data.manifest.variant} here are not those that {manifest['key']} was measured on"
         )
-    test, triggered = data.test.to(numerics.device), None
+    attack = trigger = None
     if manifest["config"]["attack"] is not None:
         attack = trusted_instance(manifest["config"]["attack"], Attack, trust)
         trigger = attack.trigger(data.manifest.image_size)
         trigger.load_state_dict(dict(victim.tensors.get("trigger", {})))
         trigger.to(numerics.device).eval()
-        triggered = triggered_set(test, attack, trigger, data.num_classes, numerics)
-    return Evaluator(test, triggered, data.num_classes, numerics, manifest["eval_batch_size"])
+    test = data.test.to(numerics.device)
+    return make_evaluator(test, attack, trigger, data.num_classes, numerics, manifest["eval_batch_size"])
 
 
 def _numerics(recorded: Mapping[str, Any], device: str) -> Numerics:
@@ -154,9 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress.say(f"error: {error}")
         return 1
     console = Console(highlight=False)
-    for name in ("acc", "asr", "ra"):
-        before, now = getattr(result.recorded, name), getattr(result.measured, name)
-        console.print(f"{name.upper()}: recorded {percent(before)} %, measured {percent(now)} %")
+    for name, before, now in result.pairs:
+        console.print(f"{name.upper().replace('_', ' ')}: recorded {percent(before)} %, measured {percent(now)} %")
     where = "in the recorded setting" if result.same_setting else "in another setting (device, threads or versions)"
     verdict = "agrees" if result.agrees else "does NOT agree"
     progress.say(f"{verdict}: largest difference {100 * result.difference:.3f} points {where}")

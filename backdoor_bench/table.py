@@ -32,20 +32,21 @@ def print_run(record: Record, path: str, console: Console | None = None) -> None
     )
     table = Table()
     table.add_column("after")
-    for name in ("ACC %", "ASR %", "RA %", "seconds"):
-        table.add_column(name, justify="right")
     before = record["before"]
+    extra = list(before.get("extra", {}))
+    for name in ("ACC %", "ASR %", "RA %", *(f"{name.upper().replace('_', ' ')} %" for name in extra), "seconds"):
+        table.add_column(name, justify="right")
     source = "victim" if record["attack"] or given else "clean network"
     note = {"trained": "", "given": " (given)"}.get(record["victim_was"], " (from the store)")
     seconds = "-" if record["victim_seconds"] is None else f"{record['victim_seconds']:.1f}"
-    table.add_row(source + note, *_metrics(before), seconds)
+    table.add_row(source + note, *_metrics(before, extra), seconds)
     for stage in record["stages"]:
-        table.add_row(stage["name"] + ("" if stage["changed"] else " (network unchanged)"), *_metrics(stage),
+        table.add_row(stage["name"] + ("" if stage["changed"] else " (network unchanged)"), *_metrics(stage, extra),
                       f"{stage['seconds']:.1f}")  # fmt: skip
     if record["stages"]:
         table.add_section()
         spent = sum(stage["seconds"] for stage in record["stages"])
-        table.add_row("purified", *_metrics(record), f"{spent:.1f}", style="bold")
+        table.add_row("purified", *_metrics(record, extra), f"{spent:.1f}", style="bold")
     console.print(table)
     if record["stages"]:
         gains = "  ".join(f"{name.upper()} {percent(record[name])} %" for name in ("der", "arr", "rdr"))
@@ -123,7 +124,9 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, markup=False, width=UNBOUNDED)
 
 
-def _metrics(values: Record) -> tuple[str, str, str]:
+def _metrics(values: Record, extra: Sequence[str]) -> list[str]:
+    """ACC, ASR, RA and what the attack measures besides; blank where nothing was measured."""
     if "acc" not in values:
-        return ("", "", "")
-    return percent(values["acc"]), percent(values["asr"]), percent(values["ra"])
+        return [""] * (3 + len(extra))
+    more = values.get("extra", {})
+    return [percent(value) for value in (values["acc"], values["asr"], values["ra"], *(more.get(n) for n in extra))]

@@ -57,6 +57,16 @@ def test_without_an_attack_there_is_no_asr() -> None:
     assert Evaluator(test, None, 2, CPU, 500).measure(ByPixel(2)) == Measurement(0.75, None, None)
 
 
+def test_an_attacks_own_sets_are_measured_by_their_labels() -> None:
+    test = ImageSet(images_of(np.array([0, 1])), torch.tensor([0, 1]))
+    own = ImageSet(images_of(np.array([2, 1, 2, 2])), torch.tensor([2, 2, 2, 0]))
+    nothing = own[torch.zeros(0, dtype=torch.int64)]
+    found = Evaluator(test, None, 3, CPU, 3, {"cross_acc": own, "none_acc": nothing}).measure(ByPixel(3))
+    assert found == Measurement(1.0, extra={"cross_acc": 0.5, "none_acc": None})
+    assert found.fractions == {"acc": 1.0, "asr": None, "ra": None, "extra": {"cross_acc": 0.5, "none_acc": None}}
+    assert Measurement(**found.describe()) == found
+
+
 def test_asr_and_ra_leave_out_images_of_the_target_class() -> None:
     test = ImageSet(torch.zeros(6, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2]))
     attack = BadNet(target_label=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -82,6 +82,9 @@ class Attack(ABC):
     An attack that controls the training overrides :meth:`poison` to leave the data alone and :meth:`training_batch`
     to change what each step sees (after augmentation with ``augment_first``). One with a loss, optimisers or phases of
     its own, or whose trigger learns together with the victim, overrides :meth:`train`.
+
+    Success is counted over the test images whose label :meth:`attack_labels` changes. What is published besides (the
+    accuracy on noise-mode or cross-trigger images) is measured on :meth:`test_sets`.
 
     Args:
         poisoning_ratio: poisoned images over *all* training images, in (0, 1).
@@ -191,6 +194,24 @@ class Attack(ABC):
             return (labels + 1) % num_classes
         return torch.full_like(labels, self.target_label)
 
+    def test_sets(
+        self, test: ImageSet, trigger: Trigger, num_classes: int, numerics: Numerics
+    ) -> Mapping[str, ImageSet]:
+        """More test sets, which the evaluation measures beside ACC, ASR and RA. Default: none.
+
+        By the name of what each measures (``noise_acc``, ``cross_acc``: it stands in records, tables and CSV): the
+        share of ``images`` that is classified as ``labels`` says, the true one or another. They are made once per
+        victim, and again wherever it is measured again, so the same each time: what varies depends on the image
+        (:func:`.image_draws`) or on a generator of a fixed name. ``stamp`` paints and rounds.
+
+        Args:
+            test: the clean test set, on the device.
+            trigger: as the victim was trained with it.
+            num_classes: of the data set.
+            numerics: device, precision and memory format.
+        """
+        return {}
+
     def check(self, num_classes: int) -> None:
         """Raise if the target label does not exist in the data set."""
         if type(self.target_label) is not int or not 0 <= self.target_label < num_classes:
@@ -200,10 +221,16 @@ class Attack(ABC):
 
 
 @torch.no_grad()
-def stamp(trigger: Trigger, stored: Tensor, numerics: Numerics) -> Tensor:
-    """Apply a trigger to stored uint8 images: (B, 3, H, W) uint8, rounded, on the images' device."""
-    painted = trigger(numerics.images(stored))
-    return painted.mul(255).round().clamp(0, 255).to(torch.uint8).contiguous().to(stored.device)
+def stamp(trigger: Callable[[Tensor], Tensor], stored: Tensor, numerics: Numerics) -> Tensor:
+    """Apply a trigger to stored uint8 images: (B, 3, H, W) uint8, rounded, on the images' device.
+
+    ``trigger`` may be any function from float images to float images in [0, 1].
+    """
+    painted = [
+        trigger(numerics.images(part)).mul(255).round().clamp(0, 255).to(torch.uint8).contiguous().to(stored.device)
+        for part in stored.split(1000)
+    ]
+    return torch.cat(painted)
 
 
 @dataclass(frozen=True)

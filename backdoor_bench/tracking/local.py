@@ -31,13 +31,12 @@ def log(logger: Logger, plan: Plan, record: Mapping[str, Any], shown: Tensor | N
     and 1 (after); the csv logger gets them as a file beside its metrics.
     """
     logger.log_hyperparams({**plan.config, "run": plan.key, "victim": plan.victim_key})
-    logger.log_metrics(_numbers({"stage_seconds": record["victim_seconds"], **record["before"]}), step=0)
+    logger.log_metrics(_numbers({"stage_seconds": record["victim_seconds"], **_measured(record["before"])}), step=0)
     for step, stage in enumerate(record["stages"], start=1):
-        numbers = {name: stage[name] for name in (*METRICS, *MEMORY) if name in stage}
-        logger.log_metrics(_numbers({"stage_seconds": stage["seconds"], **numbers}), step=step)
+        logger.log_metrics(_numbers({"stage_seconds": stage["seconds"], **_measured(stage)}), step=step)
     last = len(record["stages"]) + 1
-    final = {f"final_{name}": record[name] for name in METRICS}
-    logger.log_metrics(_numbers({**final, **{name: record[name] for name in MEMORY if name in record}}), step=last)
+    final = {name if name in MEMORY else f"final_{name}": value for name, value in _measured(record).items()}
+    logger.log_metrics(_numbers(final), step=last)
     if isinstance(logger, TensorBoardLogger):
         for step, when in enumerate(("before", "after")):
             for label, count in (record.get("triggered_as", {}).get(when) or {}).items():
@@ -59,6 +58,11 @@ def _triggered_as(counts: Mapping[str, Mapping[str, int] | None]) -> str:
     labels = sorted({*(before or {}), *after}, key=int)
     rows = [f"{label},{'' if before is None else before.get(label, 0)},{after.get(label, 0)}" for label in labels]
     return "\n".join(["class,before,after", *rows]) + "\n"
+
+
+def _measured(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the victim, a stage or the run: the metrics that it has, what the attack measures besides, memory."""
+    return {name: state[name] for name in (*METRICS, *MEMORY) if name in state} | state.get("extra", {})
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

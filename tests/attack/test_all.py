@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -156,6 +157,24 @@ def test_trigger_is_rebuilt_from_its_state_dict(name: str, ready: Ready) -> None
     rebuilt.load_state_dict(ready.trigger.state_dict())
     images = ready.view.numerics.images(ready.view.train.images)
     assert torch.equal(rebuilt.eval()(images), ready.trigger(images))
+
+
+def test_test_sets_of_its_own_are_the_same_each_time(name: str, ready: Ready) -> None:
+    test, numerics = ready.view.train, ready.view.numerics
+    rebuilt = build(name).trigger((32, 32))
+    rebuilt.load_state_dict(ready.trigger.state_dict())
+    state = torch.get_rng_state()
+    first = ready.attack.test_sets(test, ready.trigger, CLASSES, numerics)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(77)
+    second = build(name).test_sets(test, rebuilt.eval(), CLASSES, numerics)
+    torch.set_rng_state(state)
+    assert first.keys() == second.keys()
+    for key, data in first.items():
+        assert re.fullmatch(r"[a-z][a-z0-9_]*_(acc|asr)", key), key
+        assert torch.equal(data.images, second[key].images)
+        assert torch.equal(data.labels, second[key].labels)
+        assert bool((data.labels < CLASSES).all())
 
 
 def test_same_seed_gives_the_same_poison(ready: Ready, again: Ready) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backdoor_bench.attack import AttackerView
 from backdoor_bench.attack.wanet import WaNet, WarpTrigger, control_field, identity_grid, jitter, warp, warping_grid
-from backdoor_bench.dataset import Augmentation
+from backdoor_bench.dataset import Augmentation, ImageSet
 from backdoor_bench.errors import ConfigError
 
 
@@ -63,6 +63,22 @@ def test_jitter_moves_by_up_to_half_a_pixel() -> None:
     # x is divided by the width 2, y by the height 1, and the result is kept inside the image.
     assert jitter(grid, uniform).tolist() == [[[[0.5, -1.0], [0.25, 0.0]]]]
     assert jitter(grid + 0.75, uniform).tolist() == [[[[1.0, -0.25], [1.0, 0.75]]]]
+
+
+def test_noise_mode_test_images_have_their_own_noise_and_their_true_labels(attacker_view: AttackerView) -> None:
+    attack, trigger = prepared(attacker_view)
+    test, numerics = attacker_view.train, attacker_view.numerics
+    noisy = attack.test_sets(test, trigger, 4, numerics)["noise_acc"]
+    assert torch.equal(noisy.labels, test.labels)
+    images = numerics.images(test.images)
+    for clean, triggered, stored in zip(images, trigger(images), noisy.images, strict=True):
+        assert not torch.allclose(stored / 255, triggered, atol=0.05)
+        assert not torch.allclose(stored / 255, clean, atol=0.05)
+    # A constant image has nothing to warp; the noise of an image does not depend on its neighbours.
+    grey = ImageSet(torch.full_like(test.images[:2], 90), test.labels[:2])
+    assert bool((attack.test_sets(grey, trigger, 4, numerics)["noise_acc"].images == 90).all())
+    few = attack.test_sets(test[torch.tensor([5, 2])], trigger, 4, numerics)["noise_acc"]
+    assert torch.equal(few.images, noisy.images[[5, 2]])
 
 
 def test_a_step_has_backdoor_rows_then_noise_rows_then_clean_rows(attacker_view: AttackerView) -> None:
