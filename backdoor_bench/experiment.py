@@ -14,6 +14,7 @@ from torch import nn
 from backdoor_bench import config as configuration
 from backdoor_bench import environment, progress, tracking
 from backdoor_bench.bench import Bench, Plan, Victim
+from backdoor_bench.chance import at_chance, best_constant
 from backdoor_bench.dataset import Data, draw_clean
 from backdoor_bench.defense import DefenderView, Defense
 from backdoor_bench.errors import BenchError, BusyError
@@ -86,11 +87,10 @@ def experiment(plan: Plan, bench: Bench) -> dict[str, Any]:
         "victim_seconds": victim.seconds,
         "effective_poisoning_ratio": victim.ratio if victim.trigger is not None else None,
         "weak_attack": victim.measurement.asr is not None and victim.measurement.asr < plan.config["weak_attack_below"],
+        "victim_at_chance": _victim_at_chance(plan, victim),
         "before": victim.measurement.fractions,
         "stages": [],
     }
-    if plan.given is not None:
-        measured["near_chance"] = suspects.near_chance(victim.measurement.acc, plan.manifest)
     final, gained = victim.measurement, Comparison()
     if plan.config.get("defense") is not None:
         purified, final = purify(plan, bench, data, victim, evaluator, measured)
@@ -100,6 +100,7 @@ def experiment(plan: Plan, bench: Bench) -> dict[str, Any]:
         if plan.config.get("export") is not None:
             measured["exported"] = deliver(plan, data, victim, purified, measured | final.fractions)
     measured |= final.fractions | asdict(gained)
+    measured["at_chance"] = at_chance(final.acc, best_constant(plan.manifest.test_counts))
     if final.triggered_as is not None:
         measured["triggered_as"] = {"before": victim.measurement.triggered_as, "after": final.triggered_as}
     measured |= environment.memory(plan.numerics.device)
@@ -111,6 +112,20 @@ def _was(plan: Plan, victim: Victim) -> str:
     if plan.given is not None:
         return "given"
     return "trained" if victim.trained_now else "found in the store"
+
+
+def _victim_at_chance(plan: Plan, victim: Victim) -> bool:
+    """Whether the victim is no working classifier; says so before a defense spends time on it."""
+    acc, constant = victim.measurement.acc, best_constant(plan.manifest.test_counts)
+    found = at_chance(acc, constant)
+    if found:
+        longer = "Train it longer or at another rate (recipe.epochs=, recipe.optimizer.lr=)."
+        progress.say(
+            f"WARNING: before any defense the network is right on {acc:.1%} of the clean test images, and answering "
+            f"the largest class whatever is shown is on {constant:.1%}. "
+            + (longer if plan.given is None else suspects.at_chance_advice(plan.manifest))
+        )
+    return found
 
 
 def purify(

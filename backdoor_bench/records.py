@@ -17,8 +17,8 @@ from backdoor_bench.store import Store
 COLUMNS = (
     "key", "victim", "status", "reason", "variant", "dataset", "architecture", "width", "attack", "poisoning_ratio",
     "effective_poisoning_ratio", "defense", "assumes", "stage", "spc", "clean_ratio", "clean_train", "clean_validation",
-    "seed", "repetition", "preset", "weak_attack", "acc", "asr", "ra", "der", "arr", "rdr", "seconds", "peak_mib",
-    "victim_epochs", "precision", "device", "threads", "revision", "started",
+    "seed", "repetition", "preset", "weak_attack", "victim_at_chance", "at_chance", "acc", "asr", "ra", "der", "arr",
+    "rdr", "seconds", "peak_mib", "victim_epochs", "precision", "device", "threads", "revision", "started",
 )  # fmt: skip
 
 

@@ -54,14 +54,12 @@ def print_run(record: Record, path: str, console: Console | None = None) -> None
         console.print(
             f"{gains}   (clean images: {clean['train']} to train, {clean['validation']} to validate)", soft_wrap=True
         )
-    if record["weak_attack"]:
-        console.print("weak attack: this victim's ASR is too low to tell defenses apart", style="yellow")
+    for words in _doubts(record).values():
+        console.print(words, style="yellow", soft_wrap=True)
     if given:
         console.print(f"given: {given['file']}, sha256 {given['sha256'][:16]}...", soft_wrap=True)
     if record["asr"] is None and given:
         console.print("ASR and RA not measured: that takes the attacker's trigger", style="yellow")
-    if record.get("near_chance"):
-        console.print("the given network's ACC is near chance: normalisation? class order?", style="yellow")
     if record.get("exported"):
         card = Path(record["exported"]).with_suffix(".md")
         console.print(f"exported: {record['exported']}, model card: {card}", soft_wrap=True)
@@ -71,8 +69,24 @@ def print_run(record: Record, path: str, console: Console | None = None) -> None
 def line(record: Record) -> str:
     """One run in one line, for a log."""
     names = ("acc", "asr", "ra") + (("der",) if record["stages"] else ())
-    weak = ", weak attack" if record["weak_attack"] else ""
-    return ", ".join(f"{name.upper()} {percent(record[name])}" for name in names) + f" %{weak}"
+    doubts = "".join(f", {doubt}" for doubt in _doubts(record))
+    return ", ".join(f"{name.upper()} {percent(record[name])}" for name in names) + f" %{doubts}"
+
+
+def _doubts(record: Record) -> dict[str, str]:
+    """Why a run's ASR says little of its defense: in a word or two, and in a sentence. Old records lack some fields."""
+    found = {}
+    if record.get("weak_attack"):
+        found["weak attack"] = "weak attack: this victim's ASR is too low to tell defenses apart"
+    if record.get("victim_at_chance"):
+        found["victim at chance"] = (
+            "victim at chance: its ACC is hardly above that of a constant answer, so no ASR here says anything"
+        )
+    if record.get("at_chance") and not record.get("victim_at_chance"):
+        found["at chance"] = (
+            "at chance: the defense left an ACC hardly above that of a constant answer, so its ASR says nothing"
+        )
+    return found
 
 
 def print_jobs(jobs: Sequence[Record], console: Console | None = None) -> None:
@@ -106,8 +120,8 @@ def _jobs(jobs: Sequence[Record], names: Sequence[str]) -> Table:
         status = job["status"] + (f": {job['reason']}" if job.get("reason") else "")
         if job.get("found"):
             status += " (found)"
-        if record.get("weak_attack"):
-            status += " (weak attack)"
+        if doubts := ", ".join(_doubts(record)):
+            status += f" ({doubts})"
         rows.append((name, *numbers, f"{job['seconds']:.1f}", status))
     for column, name in enumerate(("ACC %", "ASR %", "RA %", "DER %", "seconds"), start=1):
         widest = max(map(len, (name, *(row[column] for row in rows))))

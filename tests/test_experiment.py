@@ -191,6 +191,9 @@ def test_the_record_says_what_was_run_and_measured(compose, store) -> None:
     assert [stage["name"] for stage in record["stages"]] == ["finetune"]
     assert record["stages"][-1]["acc"] == record["acc"]
     assert record["weak_attack"] == (record["before"]["asr"] < 0.5)
+    constant = 36 / 355  # the largest class of the digits' test set
+    assert record["victim_at_chance"] == (record["before"]["acc"] <= constant + 0.1 * (1 - constant))
+    assert record["at_chance"] == (record["acc"] <= constant + 0.1 * (1 - constant))
     assert record["environment"]["torch"] == importlib.metadata.version("torch")
     assert record["clean"]["train"] + record["clean"]["validation"] == round(0.05 * 1442)
     assert Path(record["purified"]).is_dir()

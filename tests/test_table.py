@@ -83,6 +83,17 @@ def test_a_weak_attack_is_said() -> None:
     )
 
 
+def test_what_is_no_classifier_is_said_once() -> None:
+    assert "victim at chance: its ACC is hardly above" in printed({**RECORD, "victim_at_chance": True})
+    left = printed({**RECORD, "at_chance": True})
+    assert "at chance: the defense left an ACC hardly above that of a constant answer" in left
+    assert "victim at chance" not in left
+    assert line({**RECORD, "at_chance": True}).endswith(" %, at chance")
+    assert line({**RECORD, "victim_at_chance": True, "at_chance": True}).endswith(" %, victim at chance")
+    both = {**RECORD, "weak_attack": True, "victim_at_chance": True}
+    assert line(both).endswith(" %, weak attack, victim at chance")
+
+
 def test_a_privileged_defense_and_a_found_victim_are_said() -> None:
     text = printed({**RECORD, "assumes": ["trigger"], "victim_was": "found in the store"})
     assert "unibp (assumes the trigger)" in text

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from backdoor_bench import config as configuration
 from backdoor_bench import experiment, progress, remeasure, seeding
 from backdoor_bench.bench import Bench, Plan, triggered_set
+from backdoor_bench.chance import at_chance, best_constant
 from backdoor_bench.dataset import ImageSet
 from backdoor_bench.defense import DefenderView, Defense
 from backdoor_bench.errors import ConfigError, StoreError
@@ -118,10 +119,11 @@ class Study:
         source = "" if plan.given is None else f" (from {plan.given.path.name})"
         lines = [f"Victim: {plan.attack or 'no attack'}{source}{ratio}, {plan.manifest.variant}, {plan.architecture}, "
                  f"preset {plan.config['preset']['name']}, seed {plan.config['seed']}"]  # fmt: skip
+        idle = ", at chance" if at_chance(measured.acc, best_constant(plan.manifest.test_counts)) else ""
         if measured.asr is None:
-            return [*lines, f"ACC {100 * measured.acc:.1f} %"]
+            return [*lines, f"ACC {100 * measured.acc:.1f} %{idle}"]
         weak = ", a weak attack" if measured.asr < plan.config["weak_attack_below"] else ""
-        return [*lines, f"ACC {100 * measured.acc:.1f} %, ASR {100 * measured.asr:.1f} %{weak}"]
+        return [*lines, f"ACC {100 * measured.acc:.1f} %{idle}, ASR {100 * measured.asr:.1f} %{weak}"]
 
     def _purified(self, name: str) -> nn.Module:
         if self.plan.given is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import backdoor_bench
 from backdoor_bench.report import label, published
-from backdoor_bench.report.layout import NAMES, WEAK, Cell, Column, Row, Table, counted, number, value
+from backdoor_bench.report.layout import MARKS, NAMES, Cell, Column, Row, Table, counted, number, value
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,8 +73,8 @@ def _table(name: str, ours: published.Ours | None, only_ours: bool) -> Table:
         if c not in varying and rows[c].notna().any()
     )
     title = f"{about['paper']}, {_called(about['table'])}: {about['title']} ({fixed})"
-    weak = any(match.cell["weak"] for _, matches in lines for match in matches)
-    said = [f"{WEAK} weak attack: the victim's ASR is too low to tell defenses apart."] * weak
+    cells = [match.cell for _, matches in lines for match in matches]
+    said = [f"{text}." for column, text in MARKS.items() if any(cell[column] for cell in cells)]
     return Table(
         f"published_{name}", title, columns, body, [*_notes(name, compared), *said, *legend.lines()], whole=True
     )

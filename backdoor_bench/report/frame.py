@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backdoor_bench.errors import ConfigError, StoreError, unknown
-from backdoor_bench.report import pool
+from backdoor_bench.report import chance, pool
 from backdoor_bench.report.reading import RUN, STAGE
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class Records:
         lines = [f"{len(self.runs):,} runs, {self.ok.victim.nunique():,} victims"]
         failed, weak = int((self.runs.status == "failed").sum()), int(self.ok.weak_attack.fillna(False).sum())
         lines += [f"{failed:,} failed"] * bool(failed) + [f"{weak:,} of a weak attack"] * bool(weak)
+        idle, broken = int(chance.victims(self.ok).sum()), int(chance.purified(self.ok).sum())
+        lines += [f"{idle:,} of a victim at chance"] * bool(idle)
+        lines += [f"{broken:,} left at chance by the defense"] * bool(broken)
         lines += [f"{count:,} {what} not counted again" for what, count in self.repeated.items() if count]
         for kind, count in Counter(skip.kind for skip in self.skipped).items():
             first = next(skip for skip in self.skipped if skip.kind == kind)
@@ -107,7 +110,7 @@ def load(sources: Sequence[Path | str] = (), filters: Mapping[str, str] | Sequen
     runs, repeated = _counting(pd.concat([part[0] for part in filled], ignore_index=True))
     if not len(runs):
         raise nothing(places, skipped)
-    runs = select(runs.assign(regime=_regimes(runs)), wanted)
+    runs = select(chance.fill(runs.assign(regime=_regimes(runs))), wanted)
     stages = pd.concat([part[1] for part in filled], ignore_index=True).drop_duplicates(["key", "sha256", "position"])
     stages = stages.merge(runs[["key", "sha256"]]).sort_values(["key", "position"], ignore_index=True)
     return Records(runs, stages, skipped, repeated)
@@ -260,7 +263,11 @@ def _parquet(path: Path, columns: Mapping[str, str]) -> DataFrame:
     table = pq.read_table(path)
     if (table.schema.metadata or {}).get(b"format") != _FORMAT:
         raise ValueError(f"not written by this version's to_parquet (expected {_FORMAT.decode()})")
-    return table.to_pandas()[list(columns)].astype(dict(columns))
+    found = table.to_pandas()
+    missing = sorted(set(columns) - set(found) - set(chance.FIELDS))  # files older than these two are still read
+    if missing:
+        raise ValueError(f"it has no column {', '.join(missing)}")
+    return found.reindex(columns=list(columns)).astype(dict(columns))
 
 
 def _stages_of(path: Path) -> Path:

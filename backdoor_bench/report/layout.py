@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 Cell = tuple[str, ...]
 """Lines of one cell; the first is the main one."""
-WEAK, PRIVILEGED = "†", "*"
+WEAK, AT_CHANCE, PRIVILEGED = "†", "‡", "*"
+MARKS = {
+    "weak": f"{WEAK} weak attack: the victim's ASR is too low to tell defenses apart",
+    "at_chance": f"{AT_CHANCE} at chance: the ACC of the network or its victim is hardly above that of a constant "
+    "answer, so its ASR says nothing",
+}
+"""By column of a cell, what its mark means."""
 NAMES = {"acc": "ACC", "asr": "ASR", "ra": "RA", "der": "DER", "arr": "ARR", "rdr": "RDR"}
 
 
@@ -104,12 +110,16 @@ def number(fraction: float, sign: bool = False) -> str:
 
 
 def counted(found: Mapping[str, Any]) -> Cell:
-    """How many runs a cell rests on, with its weak and failed ones."""
+    """How many runs a cell rests on, with its marked and failed ones: ``3†``, ``3 (1‡)``."""
     if not found["n"]:
         return (f"{found['failed']} failed",)
-    weak = "" if not found["weak"] else WEAK if found["weak"] == found["n"] else f" ({found['weak']}{WEAK})"
+    marked = "".join(
+        text[0] if found[column] == found["n"] else f" ({found[column]}{text[0]})"
+        for column, text in MARKS.items()
+        if found[column]
+    )
     failed = (f"{found['failed']} failed",) if found["failed"] else ()
-    return (f"{found['n']}{weak}", *failed)
+    return (f"{found['n']}{marked}", *failed)
 
 
 def defense_name(found: Mapping[str, Any]) -> Cell:
@@ -179,9 +189,8 @@ def _notes(part: DataFrame, clean: bool) -> list[str]:
     elif single:
         spread += f"; {single} cells rest on one run (n = 1) and show none"
     notes = [f"Percent. n: runs; {spread}."]
-    if part.weak.any():
-        notes.append(f"{WEAK} weak attack: the victim's ASR is too low to tell defenses apart "
-                     f"({int(part.weak.sum())} of {int(part.n.sum())} runs).")  # fmt: skip
+    notes += [f"{text} ({int(part[column].sum())} of {int(part.n.sum())} runs)."
+              for column, text in MARKS.items() if part[column].any()]  # fmt: skip
     if part.failed.any():
         notes.append(f"{int(part.failed.sum())} runs failed; they are in no mean.")
     if part.assumes.fillna("").any():

@@ -2,7 +2,8 @@
 
 Every defense is compared with FP and FT on the same victims, clean data and repetitions (pairs). A victim's pairs
 are not independent, so victims are resampled, not pairs, where there are several. Defenses that assume more than
-clean data are left out, and so are weak attacks: a victim whose ASR was never high cannot rank anything.
+clean data are left out, and so are weak attacks: a victim whose ASR was never high cannot rank anything, and no more
+can one that is no working classifier. Nor does a defense win by leaving none (:mod:`.chance`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backdoor_bench.report import label
-from backdoor_bench.report.layout import NAMES, Cell, Column, Row, Table, lines_of, number
+from backdoor_bench.report import chance, label
+from backdoor_bench.report.layout import AT_CHANCE, MARKS, NAMES, Cell, Column, Row, Table, lines_of, number
 from backdoor_bench.report.summary import Array, interval, spread
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Duel:
-    """A defense against a baseline: pairs, victims, a verdict by criterion, and both sides' medians over the pairs."""
+    """A defense against a baseline: pairs, victims, a verdict by criterion, and both sides' medians over the pairs.
+
+    ``at_chance``: most of the defense's networks are no working classifiers, so it beats nothing.
+    """
 
     defense: str
     baseline: str
@@ -64,16 +68,17 @@ class Duel:
     victims: int
     verdicts: Mapping[str, Verdict]
     medians: Mapping[str, tuple[float, float]]
+    at_chance: bool = False
 
     @property
     def beats(self) -> bool:
         """Better in all criteria at once, beyond the uncertainty."""
-        return all(verdict.result == "win" for verdict in self.verdicts.values())
+        return not self.at_chance and all(verdict.result == "win" for verdict in self.verdicts.values())
 
     @property
     def lower_medians(self) -> bool:
         """The survey's own criterion: every median is lower. It knows no uncertainty."""
-        return all(own < other for own, other in self.medians.values())
+        return not self.at_chance and all(own < other for own, other in self.medians.values())
 
 
 def eligible(runs: DataFrame) -> tuple[DataFrame, dict[str, int]]:
@@ -81,14 +86,15 @@ def eligible(runs: DataFrame) -> tuple[DataFrame, dict[str, int]]:
     frame = label.add(runs)
     frame = frame[frame.defense.notna()]
     failed, weak = frame.status != "ok", frame.weak_attack.fillna(False).astype(bool)
-    knows, clean = frame.assumes.fillna("") != "", frame.attack.isna()
+    knows, clean, idle = frame.assumes.fillna("") != "", frame.attack.isna(), chance.victims(frame)
     out = {
         "failed": failed,
         "of a weak attack": weak & ~failed,
-        "that assume more than clean data": knows & ~weak & ~failed,
-        "on clean networks": clean & ~knows & ~failed,
+        "of a victim at chance": idle & ~weak,
+        "that assume more than clean data": knows & ~weak & ~idle & ~failed,
+        "on clean networks": clean & ~knows & ~idle & ~failed,
     }
-    kept = frame[~(failed | weak | knows | clean) & frame[list(CRITERIA)].notna().all(axis=1)]
+    kept = frame[~(failed | weak | idle | knows | clean) & frame[list(CRITERIA)].notna().all(axis=1)]
     return kept, {reason: int(mask.sum()) for reason, mask in out.items() if mask.any()}
 
 
@@ -98,18 +104,17 @@ def duels(runs: DataFrame) -> list[Duel]:
     Args:
         runs: eligible ones, of one :data:`FIELD`.
     """
-    keys = list(PAIRED)
-    found = []
+    keys, found, at_chance = list(PAIRED), [], chance.mostly(runs, "defense_label")
     for baseline in filter(None, (label.own(runs.defense_label, name) for name in BASELINES)):
         base = runs[runs.defense_label == baseline].set_index(keys)[list(CRITERIA)]
         for name, own in runs[runs.defense_label != baseline].groupby("defense_label"):
             pairs = own.set_index(keys)[list(CRITERIA)].join(base, rsuffix="_base", how="inner")
             if len(pairs):
-                found.append(_duel(str(name), baseline, pairs))
+                found.append(_duel(str(name), baseline, pairs, name in at_chance))
     return found
 
 
-def _duel(defense: str, baseline: str, pairs: DataFrame) -> Duel:
+def _duel(defense: str, baseline: str, pairs: DataFrame, at_chance: bool) -> Duel:
     keys = pairs.index.to_frame(index=False)
     victim = keys.groupby("victim").ngroup().to_numpy()
     scenario = keys.groupby(["victim", "regime"]).ngroup().to_numpy()
@@ -118,7 +123,7 @@ def _duel(defense: str, baseline: str, pairs: DataFrame) -> Duel:
         own, other = pairs[criterion], pairs[f"{criterion}_base"]
         verdicts[criterion] = _verdict((own - other).to_numpy("float64"), victim, scenario)
         medians[criterion] = (float(own.median()), float(other.median()))
-    return Duel(defense, baseline, len(pairs), int(victim.max()) + 1, verdicts, medians)
+    return Duel(defense, baseline, len(pairs), int(victim.max()) + 1, verdicts, medians, at_chance)
 
 
 def _verdict(differences: Array, victim: NDArray[np.int64], scenario: NDArray[np.int64]) -> Verdict:
@@ -164,18 +169,22 @@ def tables(runs: DataFrame) -> tuple[list[Table], list[Table]]:
 
 def _medians(part: DataFrame, place: str, notes: list[str], name: str) -> Table:
     rows = []
-    for defense, runs in sorted(part.groupby("defense_label"), key=lambda item: item[1].asr.median()):
+    last = chance.mostly(part, "defense_label")
+    for defense, runs in sorted(part.groupby("defense_label"), key=lambda one: (one[0] in last, one[1].asr.median())):
         cells: list[Cell] = [lines_of(str(defense))]
         for criterion in CRITERIA:
             low, high = np.percentile(runs[criterion], [25, 75])
             spread = (f"[{number(low)}, {number(high)}]",) if len(runs) > 1 else ()
             cells.append((number(runs[criterion].median()), *spread))
-        rows.append(Row([*cells, (str(len(runs)),), (str(runs.victim.nunique()),)]))
+        left = int(chance.purified(runs).sum())
+        marked = AT_CHANCE if left == len(runs) else f" ({left}{AT_CHANCE})" if left else ""
+        rows.append(Row([*cells, (f"{len(runs)}{marked}",), (str(runs.victim.nunique()),)]))
     columns = [Column("defense", numeric=False), *(Column(NAMES[c], "median") for c in CRITERIA), Column("runs"),
                Column("victims")]  # fmt: skip
     said = ("Percent, lower is better; medians over all attacks, ratios, regimes and repetitions, [quartiles]. Not all "
             "defenses may have run on the same victims: only pairs of one victim compare like with like.")  # fmt: skip
-    return Table(name, f"Medians: {place}", columns, rows, [said, *notes])
+    broken = [f"{MARKS['at_chance']}; most of a defense's so, it stands last."] * bool(chance.purified(part).any())
+    return Table(name, f"Medians: {place}", columns, rows, [said, *broken, *notes])
 
 
 def _duels(found: list[Duel], place: str, notes: list[str], name: str) -> Table:
@@ -188,7 +197,9 @@ def _duels(found: list[Duel], place: str, notes: list[str], name: str) -> Table:
         "bootstrap interval; victims resampled where there are several]. w/t/l: victims with a regime won, tied and "
         f"lost by their own pairs, where any has the {FEWEST} that decide. No verdict: too few."
     )
-    return Table(name, f"Against fine-pruning and fine-tuning: {place}", columns, rows, [*notes, said])
+    broken = [f"{AT_CHANCE} most of the defense's networks are at chance: it beats nothing."]
+    notes = [*notes, said, *(broken if any(duel.at_chance for duel in found) else [])]
+    return Table(name, f"Against fine-pruning and fine-tuning: {place}", columns, rows, notes)
 
 
 def _answers(found: list[Duel]) -> list[str]:
@@ -212,6 +223,8 @@ def _line(duel: Duel) -> list[Cell]:
         single = f"{verdict.wins}/{verdict.ties}/{verdict.losses} w/t/l"
         counts = (single,) if verdict.wins or verdict.ties or verdict.losses else ()
         cells.append((number(verdict.difference, True), *bounds, *result, *counts))
+    if duel.at_chance:
+        return [*cells, (f"no {AT_CHANCE}",), (f"no {AT_CHANCE}",)]
     beats = "yes" if duel.beats else "undecided" if _open(duel) else "no"
     return [*cells, (beats,), ("yes" if duel.lower_medians else "no",)]
 
@@ -219,4 +232,4 @@ def _line(duel: Duel) -> list[Cell]:
 def _open(duel: Duel) -> bool:
     """Whether more runs could still make it beat the baseline: nothing is lost or tied yet, something is undecided."""
     results = {verdict.result for verdict in duel.verdicts.values()}
-    return "undecided" in results and results <= {"win", "undecided"}
+    return not duel.at_chance and "undecided" in results and results <= {"win", "undecided"}

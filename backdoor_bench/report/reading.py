@@ -24,16 +24,18 @@ RUN: Mapping[str, str] = {
     "poisoning_ratio": "float64", "effective_poisoning_ratio": "float64", "defense": "str", "assumes": "str",
     "spc": "Int64", "clean_ratio": "float64", "clean_train": "Int64", "clean_validation": "Int64",
     "clean_replaced": "Int64", "clean_from": "str", "use_validation": "str", "seed": "int64", "repetition": "int64",
-    "preset": "str", "weak_attack": "boolean", "before_acc": "float64", "before_asr": "float64",
-    "before_ra": "float64", "acc": "float64", "asr": "float64", "ra": "float64", "der": "float64", "arr": "float64",
-    "rdr": "float64", "seconds": "float64", "defense_seconds": "float64", "victim_seconds": "float64",
+    "preset": "str", "weak_attack": "boolean", "victim_at_chance": "boolean", "at_chance": "boolean",
+    "before_acc": "float64", "before_asr": "float64", "before_ra": "float64", "acc": "float64", "asr": "float64",
+    "ra": "float64", "der": "float64", "arr": "float64", "rdr": "float64", "seconds": "float64",
+    "defense_seconds": "float64", "victim_seconds": "float64",
     "peak_mib": "float64", "victim_epochs": "Int64", "defense_epochs": "Int64", "precision": "str", "device": "str",
     "threads": "Int64", "revision": "str", "attack_options": "str", "defense_options": "str", "victim_options": "str",
 }  # fmt: skip
 """Columns of a run with their pandas types. Metrics are fractions; null is what could not be measured.
 
-``before_*`` is the victim, ``acc asr ra`` the end. ``assumes`` joins names by ``+``. ``spc`` and ``clean_ratio`` are
-the regime as resolved (one of them is null; both without a defense). ``*_options`` are JSON texts of the resolved
+``before_*`` and ``victim_at_chance`` are of the victim, ``acc asr ra at_chance`` of the end; the flags may be null
+(:func:`.chance.fill`). ``assumes`` joins names by ``+``. ``spc`` and ``clean_ratio`` are the regime as resolved (one of
+them is null; both without a defense). ``*_options`` are JSON texts of the resolved
 configuration, without what has a column of its own; ``record`` is ``KEY/ATTEMPT.json`` under ``source``.
 """
 
@@ -153,6 +155,7 @@ class Rows:
             "seed": _certain(record["seed"]),
             "repetition": _certain(record["repetition"]),
             "weak_attack": record.get("weak_attack") is True if done else None,
+            **{c: _flag(record, c) if done else None for c in ("victim_at_chance", "at_chance")},
             **{f"before_{column}": fraction(before, column) for column in _METRICS},
             **measured,
             **{column: _number(record, column) if done else None for column in _GAINS},
@@ -229,6 +232,11 @@ def _number(node: Mapping[str, Any], column: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UnreadableError("not a number", f"{column} is {str(value)[:LONGEST]!r}")
     return float(value)
+
+
+def _flag(record: Mapping[str, Any], column: str) -> bool | None:
+    """Null where a record is older than the field."""
+    return None if record.get(column) is None else record[column] is True
 
 
 def _peak(node: Mapping[str, Any]) -> float | None:

@@ -84,7 +84,7 @@ def explorer(cells: DataFrame, runs: DataFrame) -> dict[str, Any]:
     rows = [[*_fields(cell, texts), *_counts(cell), *(_metric(cell, m) for m in METRICS)]
             for cell in cells.to_dict("records")]  # fmt: skip
     return {
-        "columns": [*FIELDS, "n", "weak", "failed", *METRICS, *OWN],
+        "columns": [*FIELDS, "n", "weak", "at_chance", "failed", *METRICS, *OWN],
         "fields": list(FIELDS),
         "own": list(OWN),
         "names": {**FIELDS, **OWN, **NAMES, "n": "n"},
@@ -128,7 +128,7 @@ def _fields(row: Mapping[str, Any], texts: dict[str, int]) -> list[int]:
 
 
 def _counts(cell: Mapping[str, Any]) -> list[int]:
-    return [int(cell["n"]), int(cell["weak"]), int(cell["failed"])]
+    return [int(cell[name]) for name in ("n", "weak", "at_chance", "failed")]
 
 
 def _metric(cell: Mapping[str, Any], metric: str) -> float | list[float | None] | None:
@@ -141,7 +141,8 @@ def _metric(cell: Mapping[str, Any], metric: str) -> float | list[float | None] 
 def _single(run: Mapping[str, Any]) -> list[Any]:
     ok = run["status"] == "ok"
     reason = run["reason"] if isinstance(run["reason"], str) else None
-    return [int(ok), int(run["weak_attack"] is True), int(not ok), *(_percent(run[m]) for m in METRICS),
+    at_chance = run["at_chance"] is True or run["victim_at_chance"] is True
+    return [int(ok), int(run["weak_attack"] is True), int(at_chance), int(not ok), *(_percent(run[m]) for m in METRICS),
             run["seed"], run["repetition"], run["key"], reason and plain(reason)]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_bench.report import label
+from backdoor_bench.report import chance, label
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,9 +32,9 @@ def cells(runs: DataFrame, metrics: Sequence[str] = METRICS) -> DataFrame:
 
     Returns:
         :data:`CELL`, ``architecture width attack defense assumes spc clean_ratio`` and the options, ``n`` (runs that
-        were measured; for victims, how many), ``failed``, ``weak`` (of the n), ``victims``, and for each metric
-        ``NAME_n``, ``NAME_mean``, ``NAME_std`` (null for one run), ``NAME_low`` and ``NAME_high`` (95 % bootstrap
-        interval of the mean; null for one run). Fractions.
+        were measured; for victims, how many), ``failed``, ``weak`` and ``at_chance`` (of the n; the network's or its
+        victim's ACC), ``victims``, and for each metric ``NAME_n``, ``NAME_mean``, ``NAME_std`` (null for one run),
+        ``NAME_low`` and ``NAME_high`` (95 % bootstrap interval of the mean; null for one run). Fractions.
     """
     import pandas as pd
 
@@ -43,13 +43,14 @@ def cells(runs: DataFrame, metrics: Sequence[str] = METRICS) -> DataFrame:
     frame = pd.concat([_victims(frame), defended], ignore_index=True)
     frame["ok"] = frame.status == "ok"
     frame["weak"] = frame.weak_attack.fillna(False).astype(bool) & frame.ok
+    frame["at_chance"] = chance.victims(frame) | chance.purified(frame)
     groups = frame.groupby(list(CELL), dropna=False, sort=True)
     found = groups.agg(
         architecture=("architecture", "first"), width=("width", "first"), attack=("attack", "first"),
         defense=("defense", "first"), assumes=("assumes", "first"), attack_options=("attack_options", "first"),
         victim_options=("victim_options", "first"), defense_options=("defense_options", "first"),
         spc=("spc", "first"), clean_ratio=("clean_ratio", "first"), n=("ok", "sum"), weak=("weak", "sum"),
-        failed=("ok", lambda ok: int((~ok).sum())), victims=("victim", "nunique"),
+        at_chance=("at_chance", "sum"), failed=("ok", lambda ok: int((~ok).sum())), victims=("victim", "nunique"),
     ).reset_index()  # fmt: skip
     number = groups.ngroup().to_numpy()
     for metric in metrics:

@@ -103,6 +103,8 @@ def workspace(project: str, entity: str) -> Any:
                 "Leaderboard",
                 _bars("DER, mean over victims", defenses, "der"),
                 _bars("ASR after the defense, mean over victims", defenses, "asr"),
+                _bars("ACC after the defense, mean over victims", defenses, "acc"),
+                _bars("Networks left at chance, where ASR says nothing; mean over victims", defenses, "at_chance"),
                 wr.WeavePanelSummaryTable(table_name="cells"),
             ),
             _section(

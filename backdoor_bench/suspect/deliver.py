@@ -46,8 +46,8 @@ def _card(plan: Plan, target: Path, measured: Mapping[str, Any], own_names: bool
     if measured["asr"] is not None:
         attack = {name.upper(): (before[name], measured[name]) for name in ("asr", "ra")}
     remarks = []
-    if measured.get("near_chance"):
-        remarks.append("**The accuracy before was near chance**: normalisation or class order may be wrong.")
+    if measured["victim_at_chance"]:
+        remarks.append("**The accuracy before was at chance**: normalisation or class order may be wrong.")
     accuracy = Accuracy(
         f"held-out clean test images of {plan.manifest.variant}", sum(plan.manifest.test_counts),
         before["acc"], measured["acc"],

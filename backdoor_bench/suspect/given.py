@@ -28,8 +28,6 @@ KEY = re.compile(r"[0-9a-f]{20}")
 OF_A_VICTIM = ("model", "attack", "recipe", "seed")
 """What a stored victim brings with it."""
 LIBRARIES = ("torch", "backdoor_bench")
-NEAR_CHANCE = 0.1
-"""A network is near chance that does no better than the largest class's share and a tenth of the rest."""
 
 
 @dataclass(frozen=True)
@@ -229,14 +227,9 @@ def load_trigger(given: Given, trigger: Trigger, store: Store, image_size: tuple
     trigger.load_state_dict(dict(stored.tensors.get("trigger", {})))
 
 
-def near_chance(acc: float, manifest: Manifest) -> bool:
-    """Whether an accuracy on the test images is hardly better than naming the largest class; says so, loudly."""
-    share = max(manifest.test_counts) / sum(manifest.test_counts)
-    if acc > share + NEAR_CHANCE * (1 - share):
-        return False
-    progress.say(
-        f"WARNING: before any work the network is right on {acc:.1%} of the clean test images, and naming the largest "
-        f"class is on {share:.1%}. Is the normalisation right (mean=, std=)? Is the order of the classes "
-        f"({', '.join(manifest.class_names[:3])}, ...) the network's? A defense can only make such a network worse."
+def at_chance_advice(manifest: Manifest) -> str:
+    """What to look at where a file's network is no better than a constant answer."""
+    return (
+        "Is the normalisation right (mean=, std=)? Is the order of the classes "
+        f"({', '.join(manifest.class_names[:3])}, ...) the network's?"
     )
-    return True

@@ -28,6 +28,7 @@ class Summary:
     Args:
         counts: results by status.
         weak: how many of the runs have a victim whose attack success rate is too low to tell defenses apart.
+        at_chance: how many have a victim or a purified network that is no working classifier.
         failures: (label, reason) of what failed, the first hundred.
         seconds: that it took.
         stopped: why it ended before everything was started, or None.
@@ -36,6 +37,7 @@ class Summary:
 
     counts: Mapping[str, int]
     weak: int
+    at_chance: int
     failures: tuple[tuple[str, str], ...]
     seconds: float
     stopped: str | None = None
@@ -102,8 +104,8 @@ def run(
             watch.begin(live=not isinstance(pool, HereAndNow))  # in this process runs show their own progress
             driver.drive(pool)
         summary = Summary(
-            schedule.counts, schedule.weak, tuple(watch.failures), time.monotonic() - started, driver.stopped,
-            watch.retry_file,
+            schedule.counts, schedule.weak, schedule.at_chance, tuple(watch.failures), time.monotonic() - started,
+            driver.stopped, watch.retry_file,
         )  # fmt: skip
         if callable(retry_command):
             retry_command = retry_command(watch.retry_file) if watch.retry_file is not None else None

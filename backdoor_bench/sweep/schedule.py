@@ -74,7 +74,7 @@ class Schedule:
             self._left.setdefault(job.key, job)
         self.total = len(self._left)
         self.counts: dict[str, int] = dict.fromkeys(get_args(Status), 0)
-        self.weak = 0
+        self.weak = self.at_chance = 0
         self.workers: dict[str, _Worker] = {}
         self._past: defaultdict[str, _Past] = defaultdict(_Past)
         self._ready = Queue()
@@ -279,6 +279,7 @@ class Schedule:
             spent[0], spent[1] = spent[0] + past.seconds, spent[1] + 1
         if record is not None:
             self.weak += bool(record.get("weak_attack"))
+            self.at_chance += bool(record.get("victim_at_chance") or record.get("at_chance"))
         self._results.append(Result(job.key, status, reason, record, worker, past.seconds, past.attempts))
         for dependent in self._dependents.pop(job.key, ()) if cascade else ():
             if dependent.key not in self._left:

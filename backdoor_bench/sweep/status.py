@@ -28,7 +28,7 @@ class State:
     Args:
         workers: by name, the label of what it does and since when; None if it waits.
         eta: when it is expected to end, or None.
-        last: what the last runs came to, the newest last: label, seconds, weak, and fractions as records name them.
+        last: what the last runs came to, the newest last: label, seconds, doubtful, and fractions as records name them.
         failures: (label, reason) of the last failures.
         command: what to type to go on, once it has ended.
     """
@@ -43,6 +43,7 @@ class State:
     phase: str = "starting"
     counts: dict[str, int] = field(default_factory=dict)
     weak: int = 0
+    at_chance: int = 0
     workers: dict[str, tuple[str, float] | None] = field(default_factory=dict)
     eta: float | None = None
     last: list[dict[str, Any]] = field(default_factory=list)

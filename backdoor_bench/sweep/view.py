@@ -85,7 +85,7 @@ def _last(state: State) -> RenderableType:
     table.add_column("seconds", justify="right", no_wrap=True)
     table.add_column("last results")
     for row in state.last[-SHOWN:]:
-        label = _line(str(row.get("label")), "yellow" if row.get("weak") else "")
+        label = _line(str(row.get("label")), "yellow" if row.get("doubtful") else "")
         table.add_row(*(percent(row.get(name)) for name in METRICS), f"{row.get('seconds', 0.0):.1f}", label)
     return table
 
@@ -108,7 +108,8 @@ def _outcomes(state: State) -> str:
     parts = [
         f"{state.counts[name]:,} {name}" for name in ("ok", "found", "failed", "skipped") if state.counts.get(name)
     ]
-    return ", ".join([*parts, *([f"{state.weak:,} weak"] if state.weak else [])])
+    doubts = [f"{count:,} {name}" for name, count in (("weak", state.weak), ("at chance", state.at_chance)) if count]
+    return ", ".join([*parts, *doubts])
 
 
 def _speed(state: State, now: float) -> str:

@@ -104,7 +104,7 @@ class Watch:
     def result(self, job: Job, result: Result) -> None:
         with self._lock:
             self._state.counts = dict(self._schedule.counts)
-            self._state.weak = self._schedule.weak
+            self._state.weak, self._state.at_chance = self._schedule.weak, self._schedule.at_chance
             if result.status == "failed":
                 self._failed(job, result)
             elif result.status == "skipped" and (result.reason or "").startswith(VICTIM_FAILED):
@@ -135,9 +135,11 @@ class Watch:
             self._live.stop()
             self._live = None
         counts = [f"{count:,} {name}" for name, count in summary.counts.items() if count]
-        weak = f" ({summary.weak:,} with a weak attack)" if summary.weak else ""
+        doubts = [f"{summary.weak:,} with a weak attack"] * bool(summary.weak)
+        doubts += [f"{summary.at_chance:,} at chance"] * bool(summary.at_chance)
+        doubtful = f" ({', '.join(doubts)})" if doubts else ""
         progress.say(
-            f"sweep {self._state.name}: {self._state.total:,} runs: {', '.join(counts) or 'nothing to do'}{weak}; "
+            f"sweep {self._state.name}: {self._state.total:,} runs: {', '.join(counts) or 'nothing to do'}{doubtful}; "
             f"{duration(summary.seconds)}"
         )
         for label, reason in summary.failures[: 2 * view.SHOWN]:
@@ -201,7 +203,8 @@ class Watch:
 def _facts(job: Job, result: Result) -> dict[str, Any]:
     record = result.record or {}
     measured = {name: record.get(name) for name in view.METRICS}
-    return {"label": job.label, "seconds": result.seconds, "weak": bool(record.get("weak_attack")), **measured}
+    doubtful = any(record.get(name) for name in ("weak_attack", "victim_at_chance", "at_chance"))
+    return {"label": job.label, "seconds": result.seconds, "doubtful": doubtful, **measured}
 
 
 def _line(job: Job, result: Result) -> str:

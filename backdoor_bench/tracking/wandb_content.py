@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the same records shall look different in W&B: they are then sent again."""
 
 METRICS = ("acc", "asr", "ra", "der", "arr", "rdr")
+DOUBTS = ("weak_attack", "victim_at_chance", "at_chance")
+"""Why an ASR says little; records older than a field lack it."""
 MEMORY = ("peak_cuda_mib", "process_peak_mib_so_far")
 OF_VICTIM = ("victim", "dataset", "variant", "architecture", "attack", "poisoning_ratio", "seed", "preset")
 OF_CELL = ("defense", "assumes", "spc", "clean_ratio", "repetition")
@@ -107,7 +109,10 @@ def of_victim(records: Sequence[Record], group: str | None = None) -> Content:
     summary = {
         **names, **dict.fromkeys(METRICS), **before, **_facts(one), "runs": len(records),
         "failed": sum(record["status"] == "failed" for record in records),
-        "defenses": {name: _means(METRICS, of) | {"n": len(of)} for name, of in sorted(by_defense.items())},
+        "defenses": {
+            name: _means(METRICS, of) | {"n": len(of), "at_chance": sum(bool(one.get("at_chance")) for one in of)}
+            for name, of in sorted(by_defense.items())
+        },
     }  # fmt: skip
     summary.pop("seconds", None)
     options = {k: v for k, v in one["config"].items() if k not in ("defense", "spc", "clean_ratio", "repetition")}
@@ -163,7 +168,7 @@ def _cell(record: Record) -> dict[str, Any]:
     seconds = [stage["seconds"] for stage in record.get("stages", ())] if done else []
     return {
         "run": record["key"], **{name: record[name] for name in OF_CELL}, "status": record["status"],
-        **{name: record.get(name) if done else None for name in METRICS},
+        **{name: record.get(name) if done else None for name in (*METRICS, "at_chance")},
         "defense_seconds": sum(seconds) if seconds else None,
         **{name: record[name] for name in MEMORY if name in record},
         "clean_train": clean.get("train"),
@@ -212,7 +217,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 def _facts(record: Record) -> dict[str, Any]:
     """What a run's summary says beside metrics: state, timing, memory."""
-    names = ("status", "reason", "weak_attack", "effective_poisoning_ratio", "victim_seconds", "seconds", *MEMORY)
+    names = ("status", "reason", *DOUBTS, "effective_poisoning_ratio", "victim_seconds", "seconds", *MEMORY)
     return {name: record[name] for name in names if record.get(name) is not None}
 
 
@@ -224,7 +229,7 @@ def _title(record: Record) -> str:
 
 def _tags(record: Record) -> list[str]:
     marks = [record["dataset"], record["architecture"], record["attack"] or "clean", record["preset"]]
-    marks += ["weak_attack"] * bool(record.get("weak_attack")) + [f"assumes {what}" for what in record["assumes"]]
+    marks += [doubt for doubt in DOUBTS if record.get(doubt)] + [f"assumes {what}" for what in record["assumes"]]
     return list(dict.fromkeys(str(mark)[:TAG] for mark in marks))
 
 

@@ -40,7 +40,7 @@ def some(write: Write) -> None:
     for repetition, asr in enumerate((0.1, 0.3)):
         write(key=f"a{repetition}", repetition=repetition, asr=asr)
     write(key="b", defense="unibp", asr=0.02, ra=0.9)
-    write(key="c", attack="sig", victim="v1", defense="ft", weak_attack=True)
+    write(key="c", attack="sig", victim="v1", defense="ft", weak_attack=True, at_chance=True)
     write(key="d", attack="sig", victim="v1", defense="fp", status="failed", reason="the disk is full")
 
 
@@ -146,7 +146,7 @@ def test_a_browser_shows_single_runs_and_failures(opened: Callable[..., tuple[st
     failed = next(row for row in rows if row[1] == "fp")
     assert failed[head.index("n")] == "1 failed"
     assert failed[head.index("failed because")] == "the disk is full"
-    assert "2 of 5 runs, 1 of a weak attack (†), 1 failed" in document
+    assert "2 of 5 runs, 1 of a weak attack (†), 1 at chance (‡), 1 failed" in document
 
 
 @browser

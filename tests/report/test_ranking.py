@@ -21,7 +21,7 @@ def runs(scores: dict[str, float], victims: int = 6, repetitions: int = 3, noise
             for name, score in scores.items():
                 values = score + noise * draws.standard_normal(3)
                 rows.append({"victim": f"v{victim}", "regime": "spc 10", "clean_from": "unpoisoned",
-                             "repetition": repetition, "defense_label": name,
+                             "repetition": repetition, "defense_label": name, "at_chance": False,
                              **dict(zip(ranking.CRITERIA, values, strict=True))})  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -181,16 +181,17 @@ def test_a_stored_victims_export_names_its_trigger_and_its_asr(compose, bench, v
     assert float((logits.argmax(1) == data.test.labels).float().mean()) == pytest.approx(record["acc"], abs=0.003)
 
 
-def test_accuracy_near_chance_is_a_loud_warning(compose, bench, file, capsys) -> None:
+def test_accuracy_at_chance_is_a_loud_warning(compose, bench, file, capsys) -> None:
     """Without its normalisation, and with classes in another order."""
     loaded = torch.load(file, weights_only=True)
     for name in ("linear.weight", "linear.bias"):
         loaded["model"][name] = loaded["model"][name].roll(1, 0)
     torch.save(loaded, file)
     record = experiment.run(compose(f"victim={file}", *NORMALISED), bench).record
-    assert record["near_chance"]
+    assert record["victim_at_chance"]
+    assert record["at_chance"]
     said = capsys.readouterr().err
-    assert "WARNING: before any work the network is right on" in said
+    assert "WARNING: before any defense the network is right on" in said
     assert "Is the order of the classes (0, 1, 2, ...) the network's?" in said
 
 

@@ -40,7 +40,7 @@ class Scripted:
             for _ in range(job.config["times"]):
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.01)
-        return Report("ok", None, {"weak_attack": job.key == "weak"})
+        return Report("ok", None, {"weak_attack": job.key == "weak", "at_chance": job.key == "2"})
 
     def release(self) -> None:
         """Keeps nothing."""
@@ -63,17 +63,17 @@ def run(root: Path, *jobs: Job, **options: object) -> tuple[engine.Summary, dict
 
 def test_a_sweep_ends_with_a_summary(tmp_path: Path, capsys) -> None:
     summary, found = run(
-        tmp_path, job("1"), job("weak"), job("raise"), job("2", needs="raise"), name="nice",
+        tmp_path, job("1"), job("weak"), job("raise"), job("2"), job("3", needs="raise"), name="nice",
         resume_command="again", retry_command=lambda path: f"again retry={path.name}",
     )  # fmt: skip
-    assert summary.counts == {"ok": 2, "found": 0, "failed": 1, "skipped": 1}
-    assert (summary.weak, summary.exit_status) == (1, 1)
+    assert summary.counts == {"ok": 3, "found": 0, "failed": 1, "skipped": 1}
+    assert (summary.weak, summary.at_chance, summary.exit_status) == (1, 1, 1)
     assert summary.failures == (("label of raise", "ValueError: no good"),)
     assert found["1"].worker == "this process"
-    assert summary.retry_file.read_text() == "raise\n2\n"
+    assert summary.retry_file.read_text() == "raise\n3\n"
     said = capsys.readouterr().err
-    assert "[1/4] label of 1: (this process, 0.0 s)" in said
-    assert "sweep nice: 4 runs: 2 ok, 1 failed, 1 skipped (1 with a weak attack)" in said
+    assert "[1/5] label of 1: (this process, 0.0 s)" in said
+    assert "sweep nice: 5 runs: 3 ok, 1 failed, 1 skipped (1 with a weak attack, 1 at chance)" in said
     assert "failed: label of raise: ValueError: no good" in said
     assert f"retry only what failed with: again retry={summary.retry_file.name}" in said
 
@@ -240,7 +240,7 @@ def test_the_view_fits_the_terminal_whatever_names_and_reasons_there_are() -> No
     state.eta = time.time() + 7265
     state.workers = {f"node{n} cuda:1 #{n}": (long, time.time() - n) for n in range(100)} | {"cpu #100": None}
     numbers = {"acc": 0.9132, "asr": 1.0, "ra": None, "der": 0.5}
-    state.last = [{"label": long, "seconds": 1234.5, "weak": n == 3, **numbers} for n in range(9)]
+    state.last = [{"label": long, "seconds": 1234.5, "doubtful": n == 3, **numbers} for n in range(9)]
     state.failures = [(long, "a reason that is as long as the name of its run, or longer")]
     lines = seen(state)
     assert max(map(len, lines)) <= 80

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("figures"))
     parser.add_argument("--formats", default=",".join(style.FORMATS), help="some of svg,pdf,png")
     parser.add_argument("--parameter", metavar="NAME", help="the option of `sensitivity`, as on the command line")
-    parser.add_argument("--weak", action="store_true", help="keep runs of weak attacks")
+    parser.add_argument("--weak", action="store_true", help="keep runs of weak attacks and of victims at chance")
     options = parser.parse_intermixed_args(arguments)
     every = [name for name in FIGURES if name != "sensitivity" or options.parameter]
     try:

@@ -72,7 +72,7 @@ def _bar(panel: Axes, place: float, width: float, values: Series[float], name: s
 def draw_time(records: Records) -> Figure:
     """Seconds of each defense, fastest first: bars are medians, points runs. A panel for each machine and network.
 
-    Attack and ASR do not matter for the time, so runs of weak attacks and of clean networks count.
+    Attack and ASR do not matter for the time, so runs of weak attacks, victims at chance and clean networks count.
     """
     picked = pick.pick(records, ("defense_seconds",), weak=True)
     runs = picked.runs

@@ -39,7 +39,7 @@ def draw_clean_ratio(records: Records, weak: bool = False) -> Figure:
 def draw_poisoning_ratio(records: Records) -> Figure:
     """ASR and ACC against the poisoning ratio, a line for each defense and one for the victims (UniBP, Fig. 5).
 
-    Weak attacks are in it: how weak is what the victims' line shows.
+    Weak attacks are in it, and victims at chance: how weak is what the victims' line shows.
     """
     picked = pick.pick(records, ("asr", "acc"), weak=True)
     import pandas as pd
@@ -47,8 +47,8 @@ def draw_poisoning_ratio(records: Records) -> Figure:
     example = "-m +attack=badnet +defense=ft attack.poisoning_ratio=0.01,0.1"
     runs, single = _several(picked.runs, "poisoning_ratio", "poisoning ratios", example)
     weak = int(runs.weak_attack.sum())
-    rest = [note for note in picked.notes[1:] if "weak attacks" not in note]
-    notes = [_count(runs), *[f"{weak:,} of them on weak attacks"] * bool(weak), *rest, *single]
+    rest = [note for note in picked.notes[1:] if pick.ON_WEAK not in note]
+    notes = [_count(runs), *[f"{weak:,} of them {pick.ON_WEAK}"] * bool(weak), *rest, *single]
     victims = runs.drop_duplicates("victim").assign(defense=style.NO_DEFENSE, assumes="")
     victims = victims.assign(asr=victims.before_asr, acc=victims.before_acc)
     runs = pd.concat([runs, victims], ignore_index=True)

@@ -38,7 +38,7 @@ def draw(name: str, records: Records, parameter: str | None = None, weak: bool =
     Args:
         name: one of :data:`FIGURES`.
         parameter: for ``sensitivity``, the option's dotted name on the command line.
-        weak: keep runs of weak attacks.
+        weak: keep runs of weak attacks and of victims at chance.
 
     Raises:
         ConfigError: an unknown name, or records that leave nothing to show; the message says what to run.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backdoor_bench.errors import ConfigError
+from backdoor_bench.report import chance
 from backdoor_bench.report import label as labels
 from backdoor_bench.report.frame import Records
 
@@ -28,6 +29,7 @@ OWNERS = {"defense_options": "defense", "attack_options": "attack", "victim_opti
 LABELS = {"asr": "ASR %", "ra": "RA %", "acc": "ACC %", "rdr": "RDR %", "arr": "ARR %", "der": "DER %"}
 MOST_PANELS = 9
 DAGGER = "†"
+ON_WEAK = "on weak attacks"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def pick(
 
     Args:
         defended: only runs with a defense.
-        weak: keep runs of weak attacks, which make every defense look good.
+        weak: keep runs of weak attacks, which make every defense look good, and of victims at chance.
         own: of each defense only the runs with the options that stand for it (:func:`label.own`): an ablation is
             another method.
 
@@ -66,16 +68,21 @@ def pick(
         notes += [f"{clean:,} more, of clean networks, have no {names}"] * bool(clean)
         notes += [f"{other:,} more have no {names}"] * bool(other)
         ok = ok[there]
-    flagged = ok.weak_attack.fillna(False).astype(bool)
-    if flagged.any():
-        kept = "included" if weak else "left out"
-        notes.append(f"{int(flagged.sum()):,} on weak attacks {kept}")
-        ok = ok if weak else ok[~flagged]
+    kept = "included" if weak else "left out"
+    flagged = np.asarray(ok.weak_attack.fillna(False).astype(bool))
+    idle = chance.victims(ok) & ~flagged
+    notes += [f"{int(flagged.sum()):,} {ON_WEAK} {kept}"] * bool(flagged.any())
+    notes += [f"{int(idle.sum()):,} on victims at chance {kept}"] * bool(idle.any())
+    ok = ok if weak else ok[~(flagged | idle)]
     if own and len(ok):
         stands = _own(ok)
         names = ", ".join(sorted(ok.defense[~stands].unique()))
         notes += [f"{int((~stands).sum()):,} with options not the method's own left out ({names})"] * bool(names)
         ok = ok[stands]
+    broken = chance.purified(ok)
+    if broken.any():
+        names = ", ".join(sorted(ok.defense[broken].unique()))
+        notes.append(f"{int(broken.sum()):,} left at chance by the defense, where ASR says nothing ({names})")
     if not len(ok):
         what = "run with a defense" if defended else "run"
         why = f" ({'; '.join(notes)})" if notes else ""
@@ -98,11 +105,14 @@ def label(runs: DataFrame, defense: str) -> str:
 
 
 def defenses(runs: DataFrame) -> list[str]:
-    """The defenses in the order in which figures show them: by median ASR where there is one, blind ones first."""
+    """The defenses in the order in which figures show them: by median ASR where there is one, blind ones first.
+
+    Of either kind those come last that left most of their networks at chance.
+    """
     groups = runs.groupby("defense", sort=True)
-    order = groups.asr.median().fillna(2.0)
+    order, last = groups.asr.median().fillna(2.0), chance.mostly(runs)
     assumes = groups.assumes.agg(lambda values: (values != "").any())
-    return sorted(order.index, key=lambda name: (bool(assumes[name]), float(order[name]), name))
+    return sorted(order.index, key=lambda name: (bool(assumes[name]), name in last, float(order[name]), name))
 
 
 def oracles(runs: DataFrame) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backdoor_bench.report import chance
 from backdoor_bench.report.figure import pick, style
 from backdoor_bench.report.frame import Records
 
@@ -75,7 +76,8 @@ def medians(runs: DataFrame) -> DataFrame:
 def better(runs: DataFrame, baseline: str) -> dict[str, int]:
     """Blind defenses that beat a baseline in median ASR, RDR and ARR at once, each over the cells that both have.
 
-    A cell is a victim with a clean draw, so no defense gains by having been run on easier ones.
+    A cell is a victim with a clean draw, so no defense gains by having been run on easier ones; and none by having left
+    most networks at chance.
 
     Returns:
         Defense to the number of cells; those whose three medians are at most the baseline's, and lower in one.
@@ -84,7 +86,7 @@ def better(runs: DataFrame, baseline: str) -> dict[str, int]:
     blind = runs[runs.assumes.fillna("") == ""]
     cells = blind.groupby(["defense", "victim", "regime", "repetition"], dropna=False)[metrics].median()
     found = {}
-    for name in sorted(set(blind.defense) - {baseline}):
+    for name in sorted(set(blind.defense) - {baseline, *chance.mostly(blind)}):
         ours, theirs = cells.loc[name], cells.loc[baseline]
         shared = ours.index.intersection(theirs.index)
         mine, base = ours.loc[shared].median(), theirs.loc[shared].median()

@@ -82,10 +82,12 @@
     const runs = rows.reduce((sum, row) => sum + row.n, 0);
     const failed = rows.reduce((sum, row) => sum + row.failed, 0);
     const weak = rows.reduce((sum, row) => sum + row.weak, 0);
+    const atChance = rows.reduce((sum, row) => sum + row.at_chance, 0);
     const what = state.view === "runs" ? "runs" : "cells";
     byId("count").textContent = `${rows.length.toLocaleString("en")} of ${views[state.view].length.toLocaleString("en")} ${what}` +
       (what === "cells" ? `, ${runs.toLocaleString("en")} measured networks` : "") +
-      (weak ? `, ${weak.toLocaleString("en")} of a weak attack (†)` : "") + (failed ? `, ${failed.toLocaleString("en")} failed` : "");
+      (weak ? `, ${weak.toLocaleString("en")} of a weak attack (†)` : "") +
+      (atChance ? `, ${atChance.toLocaleString("en")} at chance (‡)` : "") + (failed ? `, ${failed.toLocaleString("en")} failed` : "");
   };
 
   // -- filters ---------------------------------------------------------------------------------------------------
@@ -186,7 +188,8 @@
     byId("previous").parentElement.hidden = pages === 1;
   };
   const text = (value) => (value === null || value === undefined ? "-" : value.toFixed(2));
-  const count = (row) => (row.n ? row.n + (row.weak ? (row.weak === row.n ? "†" : ` (${row.weak}†)`) : "") : "") +
+  const marked = (row, count, mark) => (count ? (count === row.n ? mark : ` (${count}${mark})`) : "");
+  const count = (row) => (row.n ? row.n + marked(row, row.weak, "†") + marked(row, row.at_chance, "‡") : "") +
     (row.failed ? `${row.n ? ", " : ""}${row.failed} failed` : "");
 
   // -- scatter ---------------------------------------------------------------------------------------------------
