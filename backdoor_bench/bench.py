@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from backdoor_bench import config as configuration
-from backdoor_bench import environment, progress
+from backdoor_bench import environment, optimiser, progress
 from backdoor_bench.attack import Attack, Trigger, stamp, train_victim
 from backdoor_bench.dataset import Data, Dataset, ImageSet, Manifest, Regime
 from backdoor_bench.defense import Defense
@@ -23,6 +23,7 @@ from backdoor_bench.metric import Evaluator, Measurement, TriggeredSet
 from backdoor_bench.model import Network, anatomy, architecture, start
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.store import Store, Stored, identity
+from backdoor_bench.store.clean import CleanNetworks
 from backdoor_bench.suspect import given as suspects
 
 
@@ -115,6 +116,7 @@ class Bench:
         images, classes, size = manifest.train_sha256, manifest.num_classes, manifest.image_size
 
         def check_defense() -> None:
+            optimiser.check(dict(defense or {}), "defense")
             made = configuration.make(dict(defense or {}))
             assert isinstance(made, Defense)
             with torch.device("meta"):
@@ -123,9 +125,18 @@ class Bench:
         if defense is not None:
             self._once((regime, images), lambda: regime.counts(list(manifest.train_counts)))
             self._once((_text(defense), _text(config["model"]), classes, size), check_defense)
-        self._once(_text(config["recipe"]), lambda: configuration.make_recipe(dict(config["recipe"])))
+
+        def check_recipe() -> None:
+            optimiser.check(config["recipe"], "recipe")
+            configuration.make_recipe(dict(config["recipe"]))
+
+        def check_attack() -> None:
+            optimiser.check(dict(attack or {}), "attack")
+            configuration.make(dict(attack or {})).check(classes)
+
+        self._once(_text(config["recipe"]), check_recipe)
         if attack is not None:
-            self._once((_text(attack), classes), lambda: configuration.make(attack).check(classes))
+            self._once((_text(attack), classes), check_attack)
 
     def _once(self, question: Hashable, check: Callable[[], object]) -> None:
         answer(self._checked, question, 4096, check)
@@ -177,7 +188,8 @@ class Bench:
         attack = _attack(plan)
         make_network = partial(start_model, plan.config["model"], num_classes=data.num_classes)
         recipe = configuration.make_recipe(dict(plan.config["recipe"]))
-        trained = train_victim(data, make_network, attack, recipe, plan.numerics, plan.config["seed"])
+        clean = CleanNetworks(self.store, plan.victim_identity, plan.numerics)
+        trained = train_victim(data, make_network, attack, recipe, plan.numerics, plan.config["seed"], clean)
         measured = self.evaluator(plan, data, trained.trigger).measure(trained.network)
         tensors: dict[str, dict[str, Tensor]] = {"network": trained.network.state_dict()}
         if trained.trigger is not None:
@@ -201,6 +213,7 @@ class Bench:
             "eval_batch_size": plan.config["trainer"]["eval_batch_size"],
             "numerics": plan.numerics.describe(),
             "environment": environment.describe(),
+            **({"clean": clean.keys} if clean.keys else {}),
         }
         return Stored(tensors, manifest)
 

@@ -9,7 +9,8 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,6 +54,30 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             object.__setattr__(self, name, require_whole(f"recipe.{name}", getattr(self, name), 1))
+
+    def describe(self) -> dict[str, Any]:
+        """What determines a training by it, as plain values, for a key.
+
+        Raises:
+            TypeError: a part is made of something without a name; use classes, functions of a module, and ``partial``.
+        """
+        return {item.name: _described(getattr(self, item.name)) for item in fields(self)}
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, partial):
+        given = {name: _described(item) for name, item in value.keywords.items()}
+        return {"_target_": _described(value.func), "_args_": _described(value.args), **given}
+    if isinstance(value, (list, tuple)):
+        return [_described(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '<object>')}"
+    if "<" in name:
+        raise TypeError(
+            f"{value!r} of a recipe has no name to be known by; use a class, a function or a partial of one"
+        )
+    return name
 
 
 @dataclass

@@ -52,6 +52,24 @@ def test_a_fit_by_hand() -> None:
     assert history.seconds > 0
 
 
+def test_a_recipe_is_described_by_plain_values() -> None:
+    schedule = partial(training.by_step, scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2))
+    recipe = training.Recipe(3, 8, partial(torch.optim.SGD, lr=0.5), schedule)
+    assert recipe.describe() == {
+        "epochs": 3,
+        "batch_size": 8,
+        "optimizer": {"_target_": "torch.optim.sgd.SGD", "_args_": [], "lr": 0.5},
+        "scheduler": {
+            "_target_": "backdoor_bench.training.by_step",
+            "_args_": [],
+            "scheduler": {"_target_": "torch.optim.lr_scheduler.StepLR", "_args_": [], "step_size": 2},
+        },
+        "drop_last": True,
+    }
+    with pytest.raises(TypeError, match="has no name to be known by"):
+        training.Recipe(3, 8, lambda parameters: torch.optim.SGD(parameters)).describe()
+
+
 def test_no_epochs_leave_the_network_alone() -> None:
     line = Line()
     assert training.fit(line, ones(4, 2), 0, CPU, "line") == training.History()

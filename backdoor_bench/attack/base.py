@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backdoor_bench import seeding
 from backdoor_bench.attack.victim import Victim, fit_victim, victim_draws
-from backdoor_bench.attack.view import AttackerView
+from backdoor_bench.attack.view import AttackerView, Share, unshared
 from backdoor_bench.dataset import Augmentation, Data, ImageSet
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.model import Network
@@ -251,8 +251,11 @@ def train_victim(
     recipe: Recipe,
     numerics: Numerics,
     seed: int,
+    share: Share = unshared,
 ) -> TrainedVictim:
     """Train a victim, or a clean network when there is no attack. ``data`` is on the device.
+
+    ``share`` keeps what several victims need; see :meth:`AttackerView.clean_network`.
 
     The initialisation depends on the seed alone, so victims of different attacks start from the same weights.
     """
@@ -263,7 +266,7 @@ def train_victim(
         history = fit_victim(Victim(network, recipe, data.augmentation, numerics, draws), data.train, seed)
         return TrainedVictim(network.eval(), None, None, 0.0, history)
     attack.check(data.num_classes)
-    view = AttackerView(data.train, data.num_classes, data.augmentation, numerics, recipe, seed, make_network)
+    view = AttackerView(data.train, data.num_classes, data.augmentation, numerics, recipe, seed, make_network, share)
     trigger = attack.trigger(data.manifest.image_size).to(numerics.device)
     attack.prepare(trigger, view)
     trigger.eval().requires_grad_(False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,9 +12,18 @@ from lightning.pytorch import LightningModule
 from backdoor_bench import seeding, training
 from backdoor_bench.attack.victim import Victim
 from backdoor_bench.dataset import Augmentation, Batches, ImageSet
+from backdoor_bench.dataset.base import fingerprint
 from backdoor_bench.model import Network
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.training import History, Recipe
+
+Share = Callable[[Network, Mapping[str, Any], Callable[[], object]], None]
+"""``share(network, identity, train)`` gives ``network`` the weights of this identity: found or trained."""
+
+
+def unshared(network: Network, identity: Mapping[str, Any], train: Callable[[], object]) -> None:
+    """Where there is no store."""
+    train()
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class AttackerView:
         recipe: how the victim is trained.
         seed: the victim's.
         make_network: makes a fresh network of the victim's architecture; see :meth:`new_network`.
+        share: where clean networks are kept; see :meth:`clean_network`.
     """
 
     train: ImageSet
@@ -38,6 +48,7 @@ class AttackerView:
     recipe: Recipe
     seed: int
     make_network: Callable[..., Network]
+    share: Share = unshared
 
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator for one purpose, the same in every run with this seed."""
@@ -61,7 +72,7 @@ class AttackerView:
 
     def clean_network(
         self,
-        title: str,
+        title: str = "clean network",
         recipe: Recipe | None = None,
         augmentation: Augmentation | None = None,
         data: ImageSet | None = None,
@@ -69,8 +80,14 @@ class AttackerView:
     ) -> Network:
         """A classifier of the attacker's own, trained on clean images; in eval mode, with frozen weights.
 
+        Trained once: the store keeps it by content (title, recipe, augmentation, images, network, seed), for other
+        poisoning ratios, targets and attacks that ask for the same. It shares nothing with the victim but the data:
+        other first weights, another order. Ask before other work: where another process is training it, a sweep lets
+        go of the victim and comes back.
+
         Args:
-            title: what it is for; on the progress bar, and the name of its random numbers.
+            title: on the progress bar, and the name of its random numbers; one of your own only for a network that no
+                other attack would want.
             recipe: None: the victim's.
             augmentation: None: the data set's.
             data: what it is trained on; None: the training set.
@@ -79,7 +96,18 @@ class AttackerView:
         recipe = self.recipe if recipe is None else recipe
         augmentation = self.augmentation if augmentation is None else augmentation
         network = self.new_network(title, **overrides).train()
-        draws = self.generator(f"{title}: draws", self.numerics.device)
-        module = Victim(network, recipe, augmentation, self.numerics, draws)
-        self.fit(module, recipe.epochs, recipe.batch_size, title, data)
+        identity = {
+            "title": title,
+            "recipe": recipe.describe(),
+            "augmentation": {"_target_": f"{Augmentation.__module__}.Augmentation", **asdict(augmentation)},
+            "data": None if data is None else fingerprint(data),
+            "overrides": overrides,
+        }
+
+        def train() -> History:
+            draws = self.generator(f"{title}: draws", self.numerics.device)
+            module = Victim(network, recipe, augmentation, self.numerics, draws)
+            return self.fit(module, recipe.epochs, recipe.batch_size, title, data)
+
+        self.share(network, identity, train)
         return network.eval().requires_grad_(False)

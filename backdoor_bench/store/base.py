@@ -37,7 +37,7 @@ class Stored:
 
 
 class Store:
-    """A folder with ``victims/KEY/``, ``purified/KEY/`` and ``runs/KEY/ATTEMPT.json``.
+    """A folder with ``victims/KEY/``, ``clean/KEY/``, ``purified/KEY/`` and ``runs/KEY/ATTEMPT.json``.
 
     Whatever has its final name is whole and checked by hash when read. Locks are the operating system's, so a killed
     process leaves none behind.

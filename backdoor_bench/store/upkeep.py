@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from backdoor_bench.store import files
 from backdoor_bench.store.base import DAMAGE, RECORD_FORMAT, Store, check_network
 from backdoor_bench.store.lock import Lock
 
-NETWORKS = ("victims", "purified")
+NETWORKS = ("victims", "purified", "clean")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def verify(store: Store) -> Iterator[Finding]:
             yield Finding(
                 path, f"its victim {record.get('victim')} is not here: it cannot be measured again", "lacking"
             )
-    for kind, needed in zip(NETWORKS, (named, done), strict=True):
+        if record.get("purified") and not (store.root / "purified" / path.parent.name).is_dir():
+            yield Finding(path, "the purified network that it kept is not here", "lacking")
+    for kind, needed in zip(NETWORKS, (named, done, _clean(store, named)), strict=True):
         for folder in _entries(store.root / kind):
             if ".damaged-" in folder.name:
                 continue
@@ -63,7 +66,7 @@ def verify(store: Store) -> Iterator[Finding]:
                 yield Finding(folder, f"damaged: {error}", "damaged")
                 continue
             if folder.name not in needed:
-                yield Finding(folder, f"no record of a run {'names' if kind == 'victims' else 'made'} it", "useless")
+                yield Finding(folder, f"no record of a run {'made' if kind == 'purified' else 'names'} it", "useless")
     yield from _waste(store.root)
 
 
@@ -86,7 +89,7 @@ def garbage(store: Store) -> list[Finding]:
         if record.get("status") == "ok":
             done.add(path.parent.name)
     found = []
-    for kind, needed in zip(NETWORKS, (named, done), strict=True):
+    for kind, needed in zip(NETWORKS, (named, done, _clean(store, named)), strict=True):
         for folder in _entries(store.root / kind):
             if folder.name not in needed and ".damaged-" not in folder.name:
                 found.append(Finding(folder, "no record needs it", "useless"))
@@ -146,6 +149,16 @@ def _waste(root: Path) -> Iterator[Finding]:
     for folder in _entries(root / "runs"):
         if folder.is_dir() and not any(folder.iterdir()):
             yield Finding(folder, "no attempt in it", "useless")
+
+
+def _clean(store: Store, victims: set[str]) -> set[str]:
+    """The clean networks that these victims' attacks were trained with: other ratios of them will ask again."""
+    found = set[str]()
+    for folder in _entries(store.root / "victims"):
+        if folder.name in victims:
+            with suppress(*DAMAGE):
+                found |= set(files.read_json(folder / "manifest.json").get("clean", []))
+    return found
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Finding | None]:

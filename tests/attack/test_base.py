@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from backdoor_bench.bench import triggered_set
 from backdoor_bench.dataset import Augmentation, Data, ImageSet
 from backdoor_bench.dataset.base import describe
 from backdoor_bench.model import Network
+from backdoor_bench.store import Store
+from backdoor_bench.store.clean import OF_THE_VICTIM, CleanNetworks
 from backdoor_bench.training import History, Recipe
 
 
@@ -212,6 +216,36 @@ def test_clean_network_is_trained_frozen_and_repeatable(attacker_view: AttackerV
     assert all(map(torch.equal, made.state_dict().values(), again.state_dict().values()))
     few = attacker_view.clean_network("surrogate", data=attacker_view.train[torch.arange(16)], num_classes=5)
     assert not torch.equal(next(few.parameters()), next(made.parameters()))
+
+
+def test_clean_network_is_trained_once_for_all_who_need_the_same(attacker_view: AttackerView, tmp_path: Path) -> None:
+    trained: list[str] = []
+    identity = dict.fromkeys(OF_THE_VICTIM, "the same")
+
+    def ask(of: Mapping[str, Any] = identity, **options: Any) -> Network:
+        networks = CleanNetworks(Store(tmp_path), of, attacker_view.numerics)
+
+        def share(network: Network, told: Mapping[str, Any], train: Callable[[], object]) -> None:
+            networks(network, told, lambda: (trained.append(told["title"]), train()))
+
+        made = replace(attacker_view, share=share).clean_network(**options)
+        assert networks.store.load("clean", *networks.keys) is not None
+        return made
+
+    first, found, alone = ask(), ask(), attacker_view.clean_network()
+    assert trained == ["clean network"]
+    for network in (found, alone):
+        assert all(map(torch.equal, network.state_dict().values(), first.state_dict().values()))
+        assert not network.training
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+    slower = replace(attacker_view.recipe, optimizer=partial(torch.optim.SGD, lr=0.01))
+    others: list[dict[str, Any]] = [
+        {"title": "another"}, {"recipe": slower}, {"augmentation": Augmentation(flip=True)}, {"num_classes": 5},
+        {"data": attacker_view.train[torch.arange(16)]}, {"of": {**identity, "seed": 1}},
+    ]  # fmt: skip
+    for number, options in enumerate(others, start=2):
+        ask(**options)
+        assert len(trained) == number, options
 
 
 def test_names_give_different_weights(attacker_view: AttackerView) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,8 @@ from backdoor_bench.attack.generator import UNet, blur, blur_taps, dct_matrix, l
 from backdoor_bench.errors import ConfigError, IncompatibleError
 from backdoor_bench.model import Network
 from backdoor_bench.numerics import Numerics
+from backdoor_bench.store import Store
+from backdoor_bench.store.clean import OF_THE_VICTIM, CleanNetworks
 
 SMALL = [
     "attack.generator_width=2",
@@ -312,6 +316,26 @@ def test_what_the_phases_are_given(attacker_view: AttackerView, monkeypatch: pyt
     assert modules[0].augmentation.rotation == modules[1].augmentation.rotation == 10
     assert not any(parameter.requires_grad for parameter in modules[1].clean.parameters())
     assert all(parameter.requires_grad for parameter in modules[1].surrogate.parameters())
+
+
+def test_clean_model_is_trained_once_for_all_ratios_and_changes_nothing(
+    ready: tuple[Combat, CombatTrigger, AttackerView], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[str] = []
+    fit = AttackerView.fit
+
+    def noted(view: AttackerView, module: Any, epochs: int, batch_size: int, title: str, *more: Any) -> Any:
+        fitted.append(title)
+        return fit(view, module, epochs, batch_size, title, *more)
+
+    monkeypatch.setattr(AttackerView, "fit", noted)
+    view = ready[2]
+    networks = CleanNetworks(Store(tmp_path), dict.fromkeys(OF_THE_VICTIM), view.numerics)
+    for ratio in (0.2, 0.125):
+        _, trigger = prepared(replace(view, share=networks), poisoning_ratio=ratio)
+    assert fitted == ["combat: the clean model", "combat: the generator", "combat: the generator"]
+    assert len(set(networks.keys)) == 1
+    assert not changed(trigger, ready[1].state_dict())
 
 
 @pytest.mark.parametrize("start", ["fresh", "clean"])

@@ -58,13 +58,28 @@ def test_orphans_are_found(store: Store) -> None:
     store.save("victims", "lonely", NETWORK)
     store.save("purified", "bad", NETWORK)
     store.add_record("homeless", {"key": "homeless", "victim": "gone", "status": "ok"})
+    store.add_record("bare", {"key": "bare", "victim": "used", "status": "ok", "purified": "/elsewhere/purified/bare"})
     (store.root / "runs" / "empty").mkdir()
     assert names(store, upkeep.verify(store)) == {
         "runs/homeless/0001.json": "lacking",
+        "runs/bare/0001.json": "lacking",
         "victims/lonely": "useless",
         "purified/bad": "useless",
         "runs/empty": "useless",
     }
+
+
+def test_a_clean_network_stays_while_a_victim_that_a_record_names_was_made_with_it(store: Store) -> None:
+    for key in ("shared", "left"):
+        store.save("clean", key, NETWORK)
+    store.save("victims", "poisoned", Stored(NETWORK.tensors, {"clean": ["shared"]}))
+    assert names(store, upkeep.garbage(store)) == {
+        "victims/poisoned": "useless", "clean/shared": "useless", "clean/left": "useless",
+    }  # fmt: skip
+    store.add_record("again", {"format": RECORD_FORMAT, "key": "again", "victim": "poisoned", "status": "ok"})
+    assert names(store, upkeep.verify(store)) == names(store, upkeep.garbage(store)) == {"clean/left": "useless"}
+    assert upkeep.remove(store, upkeep.garbage(store)) == 1
+    assert [folder.name for folder in (store.root / "clean").iterdir()] == ["shared"]
 
 
 def test_gc_shows_first_and_removes_only_what_no_record_needs(store: Store, capsys) -> None:
