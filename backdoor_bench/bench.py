@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from backdoor_bench import environment, optimiser, progress
 from backdoor_bench.attack import Attack, Trigger, stamp, train_victim
 from backdoor_bench.dataset import Data, Dataset, ImageSet, Manifest, Regime
 from backdoor_bench.defense import Defense
-from backdoor_bench.errors import ConfigError, require_whole
+from backdoor_bench.errors import ConfigError, DataError, require_whole
 from backdoor_bench.memory import Answers, answer, remember
 from backdoor_bench.metric import Evaluator, Measurement, TriggeredSet
 from backdoor_bench.model import Network, anatomy, architecture, start
@@ -81,6 +82,7 @@ class Bench:
         self._manifests: Answers[str, Manifest] = OrderedDict()
         self._shapes: Answers[Any, tuple[Network, Tensor]] = OrderedDict()
         self._checked: Answers[Any, object] = OrderedDict()
+        self._told: Answers[Any, Any] = OrderedDict()
         self._keep = keep
 
     def plan(self, config: Mapping[str, Any]) -> Plan:
@@ -96,14 +98,15 @@ class Bench:
         regime = Regime.of(config["spc"], config["clean_ratio"])
         manifest = self.manifest(config)
         self._check(config, manifest, regime)
+        told = {**config, **{group: self._by_content(config, group) for group in ("attack", "defense")}}
         if given is None:
-            victim = identity.victim_identity(config, manifest, numerics)
+            victim = identity.victim_identity(told, manifest, numerics)
         else:
             victim = suspects.victim_identity(given, config, manifest, numerics)
         victim_key = identity.key(victim)
         if given is None and config.get("victim") is not None:
             suspects.check_stored(config, victim_key)
-        key = identity.key(identity.run_identity(victim_key, config, manifest))
+        key = identity.key(identity.run_identity(victim_key, told, manifest))
         return Plan(config, manifest, numerics, regime, victim, victim_key, key, given)
 
     def manifest(self, config: Mapping[str, Any]) -> Manifest:
@@ -137,6 +140,22 @@ class Bench:
         self._once(_text(config["recipe"]), check_recipe)
         if attack is not None:
             self._once((_text(attack), classes), check_attack)
+
+    def _by_content(self, config: Mapping[str, Any], group: str) -> Any:
+        """A method's node as keys have it: other data sets that it needs are there, and are known by their images."""
+        own = config["dataset"]["name"]
+
+        def manifest(path: str, node: Mapping[str, Any]) -> Manifest:
+            if node.get("name") == own:
+                raise ConfigError(f"{path}={own} is the run's own data set; name another, e.g. dataset@{path}=cifar100")
+            try:
+                return self.manifest({"dataset": node})
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from None
+
+        node = config.get(group)
+        question = (_text(node or {}), own)
+        return node and answer(self._told, question, 4096, lambda: identity.by_content(node, manifest, group))
 
     def _once(self, question: Hashable, check: Callable[[], object]) -> None:
         answer(self._checked, question, 4096, check)
@@ -189,7 +208,9 @@ class Bench:
         make_network = partial(start_model, plan.config["model"], num_classes=data.num_classes)
         recipe = configuration.make_recipe(dict(plan.config["recipe"]))
         clean = CleanNetworks(self.store, plan.victim_identity, plan.numerics)
+        started = time.perf_counter()
         trained = train_victim(data, make_network, attack, recipe, plan.numerics, plan.config["seed"], clean)
+        seconds = time.perf_counter() - started  # what the attack prepared is the most of some victims
         measured = self.evaluator(plan, data, trained.trigger).measure(trained.network)
         tensors: dict[str, dict[str, Tensor]] = {"network": trained.network.state_dict()}
         if trained.trigger is not None:
@@ -207,7 +228,7 @@ class Bench:
             "image_size": list(data.manifest.image_size),
             "poisoning_ratio": trained.ratio,
             "loss": trained.history.loss,
-            "seconds": trained.history.seconds,
+            "seconds": seconds,
             "measured": measured.describe(),
             "test_sha256": data.manifest.test_sha256,
             "eval_batch_size": plan.config["trainer"]["eval_batch_size"],

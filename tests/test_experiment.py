@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -16,7 +17,8 @@ import torch
 from torch import nn
 
 from backdoor_bench import config as configuration
-from backdoor_bench import experiment
+from backdoor_bench import experiment, training
+from backdoor_bench.attack.badnet import BadNet
 from backdoor_bench.attack.base import Trigger
 from backdoor_bench.bench import Bench
 from backdoor_bench.dataset import ImageSet
@@ -165,6 +167,23 @@ def test_another_repetition_draws_other_images_for_the_same_victim(compose, stor
     assert not torch.equal(first.train.images, second.train.images)
 
 
+def test_what_an_attack_prepares_is_part_of_its_victims_seconds(compose, tmp_path, monkeypatch) -> None:
+    """COMBAT's generator takes longer than the training; a sweep's estimates are made of these seconds."""
+    prepare = BadNet.prepare
+
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(0.3)
+        return prepare(*args, **options)
+
+    monkeypatch.setattr(BadNet, "prepare", slow)
+    monkeypatch.setattr(training, "fit", lambda *args, **options: training.History())
+    bench = Bench(Store(tmp_path / "store"))
+    plan = bench.plan(compose("+attack=badnet"))
+    seconds = bench.victim(plan, bench.data(plan)).seconds
+    assert seconds is not None
+    assert seconds >= 0.3
+
+
 def test_use_validation_train_gives_the_defense_all_its_images(compose, store) -> None:
     bench = Bench(store)
     plan = bench.plan(compose("+attack=badnet", "+defense=ft", "defense.use_validation=train"))
@@ -223,6 +242,7 @@ def test_a_failing_stage_is_recorded_and_does_not_count_as_done(compose, store, 
             experiment.run(config, bench)
     (failed,) = store.attempts(bench.plan(config).key)
     assert (failed["status"], failed["reason"]) == ("failed", "RuntimeError: out of coffee")
+    assert 'in broken\n    raise RuntimeError("out of coffee")' in failed["traceback"]
     assert store.record(bench.plan(config).key) is None
     done = experiment.run(config, bench)
     assert done.record["status"] == "ok"
