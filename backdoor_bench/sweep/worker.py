@@ -27,6 +27,9 @@ class Work(Protocol):
         """Record that a job failed whose worker can no longer say so."""
 
 
+NO_DEVICE_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What torch, the CUDA runtime and its libraries (cuBLAS, cuDNN) say when a device is full; none breaks the context."""
+
 MakeWork = Callable[[], Work]
 """Called once in each worker; pickled on the way there."""
 
@@ -64,7 +67,7 @@ def _classify(error: Exception) -> tuple[str, bool]:
         return "unwritable", False
     torch = sys.modules.get("torch")
     if torch is not None:
-        if isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_DEVICE_MEMORY):
             return "memory", False
         if isinstance(error, torch.AcceleratorError):  # the CUDA context is lost: every later call would fail too
             return "failed", True
