@@ -78,9 +78,12 @@ class Past:
             config, device = record["config"], record["numerics"]["device"]
             trained = record["victim_was"] == "trained"
             if config.get("defense") is None:
-                seconds = float(record["victim_seconds"])
+                # The victim's own seconds are those of its fit, and an attack may learn its trigger for hours before.
+                seconds = float(record["seconds"] if trained else record["victim_seconds"])
+            elif trained:
+                seconds = sum(float(stage["seconds"]) for stage in record["stages"])
             else:
-                seconds = float(record["seconds"]) - (float(record["victim_seconds"]) if trained else 0.0)
+                seconds = float(record["seconds"])
             for kind in kinds(config, record["architecture"], record["attack"], device):
                 self._seconds[kind].append(seconds)
         except (KeyError, TypeError, ValueError):
