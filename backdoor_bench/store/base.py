@@ -176,7 +176,7 @@ class Store:
                 lock.acquire()
         except OSError as error:
             raise UnwritableError(
-                f"cannot write to the store {self.root}: {error}; choose another with store_dir=PATH"
+                f"cannot write to the store {self.root}: {error.strerror or error}; choose another with store_dir=PATH"
             ) from error
         try:
             yield

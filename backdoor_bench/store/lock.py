@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from filelock import lock_descriptor, unlock_descriptor
 
 SECONDS_BETWEEN_TRIES = 0.1
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class Lock:
@@ -35,6 +37,13 @@ class Lock:
                 if held and self._has_the_name(descriptor):
                     self._descriptor = descriptor
                     return True
+            except OSError as error:
+                if error.errno in WITHOUT_LOCKS:
+                    why = "its file system has no locks that work here (NFS needs version 4, Lustre -o flock)"
+                    raise OSError(error.errno, why) from error
+                if error.errno != errno.ESTALE:
+                    raise
+                held = True  # of a file that another machine has removed: start over
             finally:
                 if self._descriptor != descriptor:
                     os.close(descriptor)
@@ -46,11 +55,12 @@ class Lock:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # gone, or the disk takes nothing any more: a file that is left locks nobody out
             self.path.unlink()
         with suppress(OSError):
             unlock_descriptor(descriptor)  # also where a forked child still has the file open
-        os.close(descriptor)
+        with suppress(OSError):  # a network file system may say only now what it could not write
+            os.close(descriptor)
 
     def is_held(self) -> bool:
         """Whether somebody holds it at this moment. Nothing is changed."""
@@ -65,6 +75,10 @@ class Lock:
 
     def _has_the_name(self, descriptor: int) -> bool:
         try:
-            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+            named = os.open(self.path, os.O_RDONLY)  # a network file system's stat may be half a minute old
         except FileNotFoundError:
             return False
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.fstat(named))
+        finally:
+            os.close(named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from backdoor_bench.errors import BusyError
+from backdoor_bench.errors import BusyError, UnwritableError
 from backdoor_bench.store import Store
+from backdoor_bench.store import lock as module
 from backdoor_bench.store.lock import Lock
 
 
@@ -46,8 +48,6 @@ def test_one_holder_and_no_file_left(tmp_path: Path) -> None:
 
 def test_whoever_waited_on_a_removed_file_starts_over(tmp_path: Path, monkeypatch) -> None:
     """Between opening and locking, the file is removed and another process locks a new one of that name."""
-    from backdoor_bench.store import lock as module
-
     path, other = tmp_path / "x.lock", Lock(tmp_path / "x.lock")
     real, tries = module.lock_descriptor, []
 
@@ -63,6 +63,33 @@ def test_whoever_waited_on_a_removed_file_starts_over(tmp_path: Path, monkeypatc
     assert not late.acquire(wait=False), "the lock on the removed file guards nothing"
     other.release()
     assert late.acquire(wait=False)
+
+
+def test_a_file_that_another_machine_removed_is_opened_anew(tmp_path: Path, monkeypatch) -> None:
+    """On a network file system whoever waited for it then hears that its handle is stale."""
+    real, tries = module.lock_descriptor, []
+
+    def stale(descriptor: int, **options: object) -> bool:
+        tries.append(descriptor)
+        if len(tries) == 1:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(descriptor, **options)
+
+    monkeypatch.setattr(module, "lock_descriptor", stale)
+    lock = Lock(tmp_path / "x.lock")
+    assert lock.acquire()
+    assert len(tries) == 2
+    lock.release()
+
+
+def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch) -> None:
+    def none(descriptor: int, **_: object) -> bool:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(module, "lock_descriptor", none)
+    message = r"cannot write to the store .*: its file system has no locks that work here \(.*Lustre -o flock\); choose"
+    with pytest.raises(UnwritableError, match=message), Store(tmp_path).claim("run-x"):
+        pass
 
 
 def test_many_processes_never_hold_it_together(tmp_path: Path) -> None:
@@ -93,6 +120,22 @@ def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
     assert lock.acquire(wait=False)
     lock.release()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_became_read_only_hides_no_other_error_and_locks_nobody_out(tmp_path: Path, monkeypatch) -> None:
+    """What a run says of such a disk has to reach the sweep, which then stops; see ``UnwritableError``."""
+
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    store = Store(tmp_path, wait=False)
+    with pytest.raises(UnwritableError, match="the run's own"), store.claim("run-x"):
+        raise UnwritableError("the run's own")
+    monkeypatch.undo()
+    with store.claim("run-x"):
+        pass
+    assert not list((tmp_path / "locks").iterdir())
 
 
 def test_a_store_that_does_not_wait(tmp_path: Path) -> None:
