@@ -98,7 +98,8 @@ class Bench:
         regime = Regime.of(config["spc"], config["clean_ratio"])
         manifest = self.manifest(config)
         self._check(config, manifest, regime)
-        told = {**config, **{group: self._by_content(config, group) for group in ("attack", "defense")}}
+        methods = ("defense",) if given is not None else ("attack", "defense")
+        told = {**config, **{group: self._by_content(config, group) for group in methods}}
         if given is None:
             victim = identity.victim_identity(told, manifest, numerics)
         else:

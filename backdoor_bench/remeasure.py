@@ -124,7 +124,7 @@ def _evaluator(victim: Stored, numerics: Numerics, data_dir: str | None, trust: 
         )
     attack = trigger = None
     if manifest["config"]["attack"] is not None:
-        attack = trusted_instance(manifest["config"]["attack"], Attack, trust)
+        attack = trusted_instance(manifest["config"]["attack"], Attack, trust, nested=(Attack, Dataset, Augmentation))
         trigger = attack.trigger(data.manifest.image_size)
         trigger.load_state_dict(dict(victim.tensors.get("trigger", {})))
         trigger.to(numerics.device).eval()

@@ -13,8 +13,11 @@ from backdoor_bench.errors import BenchError, UntrustedError, root_cause
 T = TypeVar("T")
 
 
-def trusted_class(path: str, base: type[T], packages: Sequence[str] = ()) -> type[T]:
-    """The class at a dotted path, if it is a subclass of ``base`` in ``backdoor_bench`` or a named package or module.
+def trusted_class(path: str, base: type[T] | tuple[type[T], ...], packages: Sequence[str] = ()) -> type[T]:
+    """The class at a dotted path in ``backdoor_bench`` or a named package or module, if it is a subclass of ``base``.
+
+    Args:
+        base: or several, of which one is enough.
 
     Raises:
         UntrustedError: anything else. Nothing outside those packages is even imported.
@@ -31,9 +34,8 @@ def trusted_class(path: str, base: type[T], packages: Sequence[str] = ()) -> typ
     except (ImportError, AttributeError):
         raise UntrustedError(f"a stored configuration names '{path}', which does not exist here") from None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise UntrustedError(
-            f"a stored configuration names '{path}', which is no {base.__name__}; nothing was executed"
-        )
+        wanted = " or ".join(kind.__name__ for kind in (base if isinstance(base, tuple) else (base,)))
+        raise UntrustedError(f"a stored configuration names '{path}', which is no {wanted}; nothing was executed")
     return found
 
 
@@ -41,7 +43,7 @@ def trusted_instance(
     node: Mapping[str, Any],
     base: type[T],
     packages: Sequence[str] = (),
-    nested: type | None = None,
+    nested: type | tuple[type, ...] | None = None,
     **extra: Any,
 ) -> T:
     """Instantiate a stored, resolved node.

@@ -83,6 +83,11 @@ class Attack(ABC):
     to change what each step sees (after augmentation with ``augment_first``). One with a loss, optimisers or phases of
     its own, or whose trigger learns together with the victim, overrides :meth:`train`.
 
+    One that needs images from elsewhere takes a :class:`Dataset` as an option of its constructor, filled in its YAML's
+    defaults list (``- /dataset@outside: tiny_imagenet``; ``dataset@attack.outside=cifar100`` is another), and reads it
+    with ``view.outside``. It is part of the key by its images; where it is not on disk, planning a run says so. A
+    classifier trained on clean images is ``view.clean_network``, which all victims that need the same share.
+
     Success is counted over the test images whose label :meth:`attack_labels` changes. What is published besides (the
     accuracy on noise-mode or cross-trigger images) is measured on :meth:`test_sets`.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from typing import Any, get_type_hints
 
 from hydra.utils import get_object
 
 from backdoor_bench.attack import Attack
-from backdoor_bench.dataset import Manifest, Regime
+from backdoor_bench.dataset import Dataset, Manifest, Regime
 from backdoor_bench.model import start
 from backdoor_bench.numerics import Numerics
 
@@ -64,6 +64,29 @@ def run_identity(victim_key: str, config: Mapping[str, Any], manifest: Manifest)
         "clean_from": config["clean_from"],
         "repetition": normalise(config["repetition"]),
     }
+
+
+def by_content(node: Any, told: Callable[[str, Mapping[str, Any]], Manifest], path: str) -> Any:
+    """A method's node with every data set in it replaced by its training images, wherever their files lie.
+
+    Args:
+        told: from the path of such a node (``attack.outside``) and the node to its manifest.
+        path: of ``node`` in the configuration.
+    """
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if isinstance(target, str) and _is_dataset(target):
+            return {"train_sha256": told(path, node).train_sha256}
+        return {name: by_content(value, told, f"{path}.{name}") for name, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [by_content(item, told, f"{path}.{number}") for number, item in enumerate(node)]
+    return node
+
+
+@cache
+def _is_dataset(target: str) -> bool:
+    kind = get_object(target)
+    return isinstance(kind, type) and issubclass(kind, Dataset)
 
 
 def settled(node: Mapping[str, Any]) -> Mapping[str, Any]:

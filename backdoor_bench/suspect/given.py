@@ -13,7 +13,7 @@ import torch
 
 from backdoor_bench import progress
 from backdoor_bench.attack import Attack, Trigger
-from backdoor_bench.dataset import Manifest
+from backdoor_bench.dataset import Augmentation, Dataset, Manifest
 from backdoor_bench.errors import ConfigError, StoreError, UntrustedError
 from backdoor_bench.model import Network, addition, start
 from backdoor_bench.model.base import IDENTITY
@@ -150,13 +150,24 @@ def _attack(config: Mapping[str, Any], store: Store, key: str) -> dict[str, Any]
     node = _manifest(store, key)["config"]["attack"]
     if node is None:
         raise ConfigError(f"trigger={key} is a clean network and has no trigger; name a victim of an attack")
-    trusted_instance(node, Attack, config["trust"], nested=Attack)  # one may wrap another
+    # One may wrap another, or have learned from another data set.
+    trusted_instance(node, Attack, config["trust"], nested=(Attack, Dataset, Augmentation))
     asked = config.get("attack")
     if asked is not None and asked["_target_"] != node["_target_"]:
         raise ConfigError(
             f"victim {key} was attacked by {node['_target_']}, not {asked['_target_']}; leave +attack= out"
         )
-    return dict(node)
+    here = _here(node, config["data_dir"])
+    assert isinstance(here, dict)
+    return here
+
+
+def _here(node: Any, data_dir: str) -> Any:
+    """A stored node whose data sets lie where this run's do; a download is not for a stored file to decide."""
+    if isinstance(node, Mapping):
+        ours = {"data_dir": data_dir, "download": False}
+        return {name: ours.get(name, _here(value, data_dir)) for name, value in node.items()}
+    return [_here(item, data_dir) for item in node] if isinstance(node, (list, tuple)) else node
 
 
 def _manifest(store: Store, key: str) -> Mapping[str, Any]:
