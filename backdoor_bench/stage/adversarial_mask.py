@@ -13,18 +13,13 @@ from torch.nn import functional as F
 
 from backdoor_bench.dataset import Draws
 from backdoor_bench.errors import ConfigError
+from backdoor_bench.perturbation import Ball, ascend
 from backdoor_bench.stage.base import TrainingStage
 from backdoor_bench.stage.masked_batch_norm import MaskedBatchNorm2d, masked_copy
 from backdoor_bench.stage.output import Scores
 from backdoor_bench.stage.view import DefenderView
 
 STEPS_BETWEEN_CHECKS = 100  # of the loss, for NaN
-
-
-def ascend(noise: Tensor, gradient: Tensor, length: float, bound: float | None = None) -> Tensor:
-    """One step up the loss: ``noise + length * sign(gradient)``, in [-bound, bound] where there is one."""
-    moved = noise + length * gradient.sign()
-    return moved if bound is None else moved.clamp(-bound, bound)
 
 
 class AdversarialMask(TrainingStage):
@@ -61,7 +56,8 @@ class AdversarialMask(TrainingStage):
         # Epochs of equal length, so that there are exactly so many iterations.
         self.steps_per_epoch = math.gcd(iterations, STEPS_BETWEEN_CHECKS)
         super().__init__(epochs=iterations // self.steps_per_epoch, **training)
-        self.eps, self.steps, self.alpha, self.project_noise = eps, steps, alpha, project_noise
+        self.eps, self.steps, self.alpha = eps, steps, alpha
+        self.ball = Ball("linf", eps) if project_noise else None
 
     def run(self, network: nn.Module, view: DefenderView) -> Scores:
         twin, layers = masked_copy(network)
@@ -90,7 +86,7 @@ class AdversarialMask(TrainingStage):
             self._disturb(noise, sizes)
             # With respect to the noise alone: nothing is added to the masks' gradients.
             (gradient,) = torch.autograd.grad(F.cross_entropy(self.network(images), labels), noise)
-            noise = ascend(noise.detach(), gradient, self.eps / self.steps, self.eps if self.project_noise else None)
+            noise = ascend(noise.detach(), gradient, self.eps / self.steps, ball=self.ball)
         self._disturb(noise, sizes)
         noisy = F.cross_entropy(self.network(images), labels)
         self._disturb(None, sizes)

@@ -12,7 +12,7 @@ from backdoor_bench.dataset import Draws
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.model import anatomy
 from backdoor_bench.stage import DefenderView
-from backdoor_bench.stage.adversarial_mask import AdversarialMask, ascend
+from backdoor_bench.stage.adversarial_mask import AdversarialMask
 from backdoor_bench.stage.masked_batch_norm import masked_copy
 
 
@@ -29,12 +29,6 @@ class Watched(AdversarialMask):
     def _disturb(self, noise: Tensor | None, sizes: list[int]) -> None:
         self.seen.append(None if noise is None else noise.detach().clone())
         super()._disturb(noise, sizes)
-
-
-def test_a_step_of_the_noise_by_hand() -> None:
-    noise, gradient = torch.tensor([0.3, -0.3, 0.1]), torch.tensor([5.0, -0.1, 0.0])
-    assert ascend(noise, gradient, 0.4).tolist() == pytest.approx([0.7, -0.7, 0.1])
-    assert ascend(noise, gradient, 0.4, 0.4).tolist() == pytest.approx([0.4, -0.4, 0.1])
 
 
 def test_without_noise_one_iteration_is_one_gradient_step(network: nn.Module, defender_view: DefenderView) -> None:
