@@ -338,6 +338,15 @@ def test_programs_agree_with_the_network(bounded, images, tmp_path) -> None:
         torch.testing.assert_close(one, expected[:1], atol=1e-5, rtol=1e-4)
 
 
+def test_a_program_moves_with_its_weights(bounded, images, tmp_path) -> None:
+    """To another dtype here, as to another device: nothing stays behind, the bounds neither."""
+    inputs = (images[:7] - 0.4) / 0.2 * 3
+    program = torch.jit.load(bounded.save(tmp_path / "out.ts"))
+    with torch.no_grad():
+        torch.testing.assert_close(program.double()(inputs.double()).float(), bounded.network(inputs))
+    assert {value.dtype for value in program.parameters()} == {torch.float64}
+
+
 def test_the_card_says_what_was_done_and_what_could_not_be_measured(bounded, tmp_path) -> None:
     bounded.save(tmp_path / "out.safetensors")
     card = (tmp_path / "out.md").read_text()

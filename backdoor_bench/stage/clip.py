@@ -37,7 +37,7 @@ def clip_above(activations: Tensor, bound: Tensor) -> Tensor:
             f"activations of shape {tuple(shape)} met bounds of shape {tuple(bound.shape)}; bounds belong to one input "
             "size: use images of the size that the bounds were made for, or bound channels (granularity=channel)"
         )
-    return torch.minimum(activations, bound.clamp(min=0).to(activations.dtype))
+    return torch.minimum(activations, bound.clamp(min=0).type_as(activations))  # a traced one keeps no dtype of its own
 
 
 # A leaf of traced graphs: tracing has no shapes to compare.

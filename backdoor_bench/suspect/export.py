@@ -102,7 +102,8 @@ def _torchscript(network: nn.Module, images: Tensor, file: Path) -> None:
     with warnings.catch_warnings():
         # Deprecated, and what programs in C++ still load; shape checks in Python become constants, as they should.
         warnings.simplefilter("ignore")
-        traced = torch.jit.freeze(torch.jit.trace(network, images, check_trace=False))
+        # Not frozen: the weights of a frozen program stay behind when it is moved to another device.
+        traced = torch.jit.trace(network, images, check_trace=False)
         _require_agreement(network, traced, images)
         torch.jit.save(traced, str(file))
 
