@@ -14,10 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from backdoor_bench import config as configuration
+from backdoor_bench import progress
+from backdoor_bench.chance import at_chance, best_constant
 from backdoor_bench.dataset import Augmentation, ImageSet, Regime, draw_clean
 from backdoor_bench.dataset.base import fingerprint
 from backdoor_bench.defense import DefenderView, Defense
-from backdoor_bench.errors import ConfigError, DataError, IncompatibleError, unknown
+from backdoor_bench.errors import ConfigError, DataError, IncompatibleError, require_whole, unknown
 from backdoor_bench.metric import predict
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.suspect import export, handed
@@ -144,16 +146,19 @@ def purify(
         ConfigError: no such defense or option.
         IncompatibleError: the defense has no meaning on this network, or the network gives no logits.
     """
-    with _ONE_AT_A_TIME:
+    # Whatever the caller has switched off, the work needs gradients.
+    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad():
+        seed = require_whole("seed", seed, 0)
         given, grey = handed.image_set(images, labels)
         if not len(given) or int(torch.bincount(given.labels.clamp(min=0)).max()) < 2:
             raise DataError(f"{len(given)} images: expected two or more of a class, one to train and one to validate")
         numerics = Numerics.resolve(device, precision)
-        method, augmentation = _method(defense, overrides)
+        method, augmentation, share = _method(defense, overrides)
         taken = handed.take(network, given, grey, mean, std, numerics)
         handed.check_labels(given.labels, taken.num_classes)
-        view = _view(given, method, taken.num_classes, augmentation, numerics, seed)
+        view = _view(given, method, taken.num_classes, augmentation, numerics, seed, share)
         before = _accuracy(taken.network, view.validation, numerics)
+        _warn_at_chance(taken.network, given, numerics)
         reports = tuple(
             StageReport(stage.name, stage.seconds, stage.changed, dict(stage.output.report) if stage.output else {})
             for stage in method.run(taken.network, view)
@@ -170,8 +175,8 @@ _ONE_AT_A_TIME = threading.RLock()
 """Stages seed torch's global generators and Hydra composes in a global object: threads take turns."""
 
 
-def _method(defense: str, overrides: Mapping[str, Any]) -> tuple[Defense, Augmentation]:
-    """The defense and the augmentation, made from ``conf`` and the caller's options."""
+def _method(defense: str, overrides: Mapping[str, Any]) -> tuple[Defense, Augmentation, float]:
+    """The defense, the augmentation and the images' share of the device's memory, from ``conf`` and the caller."""
     known = {path.stem for path in (configuration.directory() / "defense").glob("*.yaml")}
     if defense not in known:
         raise unknown("defense", defense, known)
@@ -188,7 +193,7 @@ def _method(defense: str, overrides: Mapping[str, Any]) -> tuple[Defense, Augmen
     augmentation = configuration.make(resolved["dataset"]["augmentation"])
     assert isinstance(method, Defense)
     assert isinstance(augmentation, Augmentation)
-    return method, augmentation
+    return method, augmentation, resolved["trainer"]["dataset_memory_share"]
 
 
 def _flat(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -221,16 +226,18 @@ def _set(config: DictConfig, node: str, name: str, value: Any) -> None:
 
 
 def _view(
-    given: ImageSet, method: Defense, num_classes: int, augmentation: Augmentation, numerics: Numerics, seed: int
-) -> DefenderView:
-    """The images, a tenth of each class held out, on the device."""
+    given: ImageSet, method: Defense, num_classes: int, augmentation: Augmentation, numerics: Numerics, seed: int,
+    memory_share: float,
+) -> DefenderView:  # fmt: skip
+    """The images, a tenth of each class held out, on the device unless they would fill it."""
     draw = draw_clean(given.labels, Regime(None, 1.0), fingerprint(given), seed)
     train, held_out = given[draw.train], given[draw.validation]
     if method.use_validation == "train":
         train, held_out = given, given[draw.validation[:0]]
     return DefenderView(
-        train.to(numerics.device), held_out.to(numerics.device), num_classes, augmentation, numerics, seed
-    )
+        train.to(numerics.device, memory_share), held_out.to(numerics.device, memory_share), num_classes, augmentation,
+        numerics, seed,
+    )  # fmt: skip
 
 
 def _accuracy(network: nn.Module, data: ImageSet, numerics: Numerics) -> float | None:
@@ -240,6 +247,18 @@ def _accuracy(network: nn.Module, data: ImageSet, numerics: Numerics) -> float |
     network.eval()
     right = sum(int((found == data.labels[rows]).sum()) for found, rows in predict(network, data, numerics, BATCH_SIZE))
     return right / len(data)
+
+
+def _warn_at_chance(network: nn.Module, given: ImageSet, numerics: Numerics) -> None:
+    """Say, before a defense spends time on it, where the network is no classifier of these images."""
+    acc = _accuracy(network, ImageSet(given.images, given.labels.to(numerics.device)), numerics)
+    constant = best_constant(torch.bincount(given.labels).tolist())
+    if acc is not None and at_chance(acc, constant):
+        progress.say(
+            f"WARNING: before any defense the network is right on {acc:.1%} of your {len(given):,} images, and "
+            f"answering the largest class whatever is shown is on {constant:.1%}. Is the normalisation right (mean=, "
+            "std=)? Are the labels the numbers of the network's classes?"
+        )
 
 
 def _facts(

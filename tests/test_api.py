@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -22,8 +23,10 @@ from torch.nn import functional as F
 
 import backdoor_bench
 from backdoor_bench import config as configuration
+from backdoor_bench.dataset import base as dataset_base
 from backdoor_bench.errors import ConfigError, DataError, IncompatibleError, UntrustedError
 from backdoor_bench.stage.clip import Clip
+from backdoor_bench.suspect import handed
 
 CLASSES = 4
 FAST = {"epochs": 1, "device": "cpu", "precision": "32-true"}
@@ -179,10 +182,90 @@ def test_halves_come_back_as_halves(images, labels) -> None:
     assert result.network(images.half()).dtype == torch.float16
 
 
+def test_a_wrapped_layer_keeps_its_dtype_and_stays_frozen(images, labels) -> None:
+    """UNIT's bound around a layer with weights."""
+    network = own().half()
+    network.fc.requires_grad_(False)
+    result = backdoor_bench.purify(network, images, labels, "unit", stages={"bound": {"sites": ["fc"]}}, **FAST)
+    layer = result.network.get_submodule("fc.inner")
+    assert {(value.dtype, value.requires_grad) for value in layer.parameters()} == {(torch.float16, False)}
+    assert result.network(images.half()).dtype == torch.float16
+
+
+def test_the_memory_format_comes_back(images, labels) -> None:
+    for kept in (torch.channels_last, torch.contiguous_format):
+        network = own().to(memory_format=kept)
+        weight = backdoor_bench.purify(network, images, labels, "ft", **FAST).network.conv1.weight
+        assert weight.stride() == network.conv1.weight.stride()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients(mode, images, labels) -> None:
+    with mode():
+        given = images + 0  # of inference_mode: a tensor that autograd does not know
+        result = backdoor_bench.purify(own(), given, labels, "ft", **FAST)
+        assert not torch.is_grad_enabled()
+    expected = backdoor_bench.purify(own(), images, labels, "ft", **FAST)
+    assert_same(state(result.network), state(expected.network))
+
+
+def test_arrays_that_torch_cannot_share(images, labels, recwarn) -> None:
+    """Read-only ones of a memory map, and channels in reverse."""
+    stored = images.mul(255).round().to(torch.uint8).numpy()
+    first = backdoor_bench.purify(own(), np.ascontiguousarray(stored[:, ::-1]), labels, "ft", **FAST)
+    stored.setflags(write=False)
+    second = backdoor_bench.purify(own(), stored[:, ::-1], labels, "ft", **FAST)
+    backdoor_bench.purify(own(), stored, labels, "ft", **FAST)
+    assert_same(state(first.network), state(second.network))
+    assert not [warning for warning in recwarn if "not writable" in str(warning.message)]
+
+
+def test_floats_become_bytes_in_pieces(images, labels, monkeypatch) -> None:
+    whole = handed.image_set(images, labels)[0]
+    monkeypatch.setattr(handed, "CHUNK", 7)
+    assert torch.equal(handed.image_set(images, labels)[0].images, whole.images)
+    assert torch.equal(whole.images, images.mul(255).round().to(torch.uint8))
+
+
+def test_a_network_that_does_not_know_the_images_is_said(images, labels, capsys) -> None:
+    """Trained on them, and shown what it was not trained on."""
+    network = own()
+    with torch.no_grad():  # the classes are levels of brightness: name the nearest
+        for parameter in (network.conv1.weight, network.conv2.weight, network.fc.weight, network.fc.bias):
+            parameter.zero_()
+        network.conv1.weight[0, :, 1, 1] = network.conv2.weight[0, 0, 1, 1] = 1
+        network.conv1.bias[0], network.conv2.bias[0] = 0, 0
+        centres = (torch.arange(CLASSES) + 0.5) / CLASSES * 3
+        network.fc.weight[:, 0], network.fc.bias[:] = 2 * centres, -centres.square()
+    backdoor_bench.purify(network, images, labels, "ft", **FAST)
+    assert "WARNING" not in capsys.readouterr().err
+    backdoor_bench.purify(network, images, labels.roll(1), "ft", **FAST)
+    assert re.search(
+        r"WARNING: before any defense the network is right on \d+\.\d% of your 40 images, and answering the largest "
+        r"class whatever is shown is on 25.0%\. Is the normalisation right", capsys.readouterr().err,
+    )  # fmt: skip
+
+
+def test_classes_without_an_image_are_said(images, labels, capsys) -> None:
+    some = (labels == 0) | (labels == 2)
+    backdoor_bench.purify(own(), images[some], labels[some], "ft", **FAST)
+    assert "warning: 2 of the network's 4 classes have no image here (1, 3)" in capsys.readouterr().err
+
+
+def test_images_that_would_fill_the_device_stay_on_the_host(images, labels, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(dataset_base, "free_memory", lambda device: 4 * 36 * 3 * 16 * 16 - 1)  # the share is a quarter
+    backdoor_bench.purify(own(), images, labels, "ft", **FAST)
+    said = capsys.readouterr().err
+    assert said.count("they stay in host memory") == 1  # the 36 to train on, not the 4 to validate with
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, pytest.param(torch.compile, marks=pytest.mark.slow)])
-def test_wrappers_are_taken_off(wrap, images, labels) -> None:
+def test_wrappers_are_taken_off(wrap, images, labels, tmp_path) -> None:
     result = backdoor_bench.purify(wrap(own()), images, labels, "ft", **FAST)
     assert type(result.network) is Own
+    loaded = backdoor_bench.load_purified(result.save(tmp_path / "out.safetensors"), wrap(Own()))
+    assert type(loaded) is Own
+    assert_same(state(loaded), state(result.network))
 
 
 def test_options_nested_or_with_dots(images, labels) -> None:
@@ -241,6 +324,11 @@ def test_a_network_that_cannot_be_is_refused(network, message, images, labels) -
         backdoor_bench.purify(network(), images, labels, **FAST)
 
 
+def test_grey_images_for_a_network_of_rgb_images_are_refused_with_what_to_do(images, labels) -> None:
+    with pytest.raises(IncompatibleError, match=r"of shape \(4, 1, 16, 16\).*images\.expand\(-1, 3, -1, -1\)"):
+        backdoor_bench.purify(own(), images[:, :1], labels, "ft", **FAST)
+
+
 def test_probabilities_are_noticed(images, labels, capsys) -> None:
     backdoor_bench.purify(nn.Sequential(own(), nn.Softmax(1)), images, labels, "ft", **FAST)
     assert "seems to give probabilities" in capsys.readouterr().err
@@ -278,6 +366,8 @@ def test_images_that_cannot_be_are_refused(change, message, images, labels) -> N
         ({"stages": {"prun": {"value": 1}}}, "unknown option of unibp 'stages.prun.value'. Did you mean stages.prune"),
         ({"mean": [0.5]}, r"mean=\[0.5\]: expected 3 numbers"),
         ({"std": [0.5, 0.5, 0.0]}, "expected positive numbers"),
+        ({"mean": "imagenet"}, "mean=imagenet: expected 3 numbers, one per channel"),
+        ({"seed": -1}, "seed=-1: expected a whole number of at least 0"),
         ({"device": "tpu"}, "device=tpu: expected auto"),
         ({"defense": "gradprune_oracle"}, "assumes the attacker's trigger, and purify"),
     ],
@@ -370,7 +460,7 @@ def test_weights_without_additions_are_the_networks_own(images, labels, tmp_path
     result = backdoor_bench.purify(own(), images, labels, "ft", **FAST)
     path = result.save(tmp_path / "out.safetensors")
     assert_same(safetensors.torch.load_file(path), state(result.network))
-    with pytest.raises(ConfigError, match="is there already; choose another name"):
+    with pytest.raises(ConfigError, match=r"is there already; choose another name, or .* replace=True"):
         result.save(path)
     result.save(path, replace=True)
     with pytest.raises(ConfigError, match=r"expected a name ending in .safetensors"):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from backdoor_bench.errors import ConfigError, StoreError, UntrustedError
 from backdoor_bench.model import Network, addition
 from backdoor_bench.suspect.fit import fit
+from backdoor_bench.suspect.handed import unwrapped
 from backdoor_bench.suspect.read import Weights, read_weights
 from backdoor_bench.trust import trusted_instance
 
@@ -45,7 +46,10 @@ def check_target(target: str | Path, replace: bool = False) -> Path:
         raise ConfigError(f"export={target}: there is no folder {path.parent}")
     for file in (path, path.with_suffix(".md")):
         if file.exists() and not replace:
-            raise ConfigError(f"export={target}: {file} is there already; choose another name (or force=true)")
+            raise ConfigError(
+                f"export={target}: {file} is there already; choose another name, or overwrite it with force=true "
+                "(in Python: replace=True)"
+            )
     return path
 
 
@@ -136,7 +140,8 @@ def load(path: str | Path, network: nn.Module | None = None, trust: tuple[str, .
     """A purified network from a ``.safetensors`` file that backdoor_bench wrote, with the modules that were added.
 
     Args:
-        network: one of the architecture that was purified; it is copied. None: the file names one of this package.
+        network: one of the architecture that was purified; it is copied, without what DataParallel or torch.compile
+            put around it. None: the file names one of this package.
         trust: packages besides backdoor_bench whose added modules and networks a file may name.
 
     Returns:
@@ -155,7 +160,7 @@ def load(path: str | Path, network: nn.Module | None = None, trust: tuple[str, .
         node = {name: value for name, value in model.items() if name != "num_classes"}
         made: nn.Module = trusted_instance(node, Network, trust, num_classes=model.get("num_classes"))
     else:
-        made = deepcopy(network)
+        made = deepcopy(unwrapped(network))
     addition.restore(made, about["additions"], trust)
     fit(made, weights.tensors, str(path))
     return made.eval()

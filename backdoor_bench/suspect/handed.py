@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from backdoor_bench import progress
+from backdoor_bench import progress, seeding
 from backdoor_bench.dataset import ImageSet
 from backdoor_bench.errors import ConfigError, DataError, IncompatibleError
+from backdoor_bench.model.addition import Addition
 from backdoor_bench.numerics import Numerics
 
 PROBES = 4
+CHUNK = 1000
+"""Images that are converted at once: all of them as float32 would take four times the memory of what is kept."""
 
 
 class Frame:
@@ -50,10 +53,29 @@ class Frame:
 def _constants(name: str, values: Sequence[float] | None, channels: int) -> Tensor | None:
     if values is None:
         return None
-    found = torch.as_tensor(values, dtype=torch.float32).flatten()
+    try:
+        found = torch.as_tensor(values, dtype=torch.float32).flatten()
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.empty(0)
     if len(found) != channels:
         raise ConfigError(f"{name}={values}: expected {channels} numbers, one per channel of the network's input")
     return found.view(1, channels, 1, 1)
+
+
+@dataclass(frozen=True)
+class Came:
+    """How a floating-point tensor of the network was when it was handed over."""
+
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+    trained: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Came:
+        last = (
+            tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+        )
+        return cls(tensor.dtype, torch.channels_last if last else torch.contiguous_format, tensor.requires_grad)
 
 
 @dataclass
@@ -64,24 +86,30 @@ class Handed:
     num_classes: int
     frame: Frame
     _device: torch.device
-    _types: dict[str, torch.dtype]
-    _frozen: set[str]
+    _came: dict[str, Came]
     _hook: RemovableHandle
 
     def inputs(self, images: Tensor) -> Tensor:
         """What the network that is given back takes, for RGB images in [0, 1]: on the CPU, in its dtype."""
         (inputs,) = self.frame(self.network, (images.detach(),))
-        return inputs.to("cpu", next(iter(self._types.values())))
+        return inputs.to("cpu", next(iter(self._came.values())).dtype)
 
     def give_back(self) -> nn.Module:
-        """The network with the interface it came with: input, dtypes, device, frozen parameters; in eval mode."""
+        """The network with the interface it came with: input, dtypes, memory formats, device, frozen parameters; in
+        eval mode."""
         self._hook.remove()
-        network = self.network.to(device=self._device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        network = self.network.to(self._device).eval()
+        added = [name for name, module in network.named_modules() if isinstance(module, Addition)]
         for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-            tensor.data = tensor.data.to(self._types.get(name, tensor.dtype))
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name not in self._frozen)
-            parameter.grad = None
+            for site in reversed(added):  # an addition's own tensors are new, those of what it is around are not
+                if name.startswith(f"{site}.inner."):
+                    name = site + name.removeprefix(f"{site}.inner")
+            came = self._came.get(name)
+            if came is not None:
+                tensor.data = tensor.data.to(came.dtype, memory_format=came.memory_format)
+            if isinstance(tensor, nn.Parameter):
+                tensor.requires_grad_(came is None or came.trained)
+                tensor.grad = None
         return network
 
 
@@ -98,7 +126,7 @@ def take(
     Raises:
         IncompatibleError: it cannot be copied or run on the images, or does not give logits.
     """
-    network = _unwrapped(network)
+    network = unwrapped(network)
     if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
         raise IncompatibleError(
             f"{type(network).__name__} has layers that get their shapes in the first forward (LazyLinear or the like); "
@@ -110,8 +138,7 @@ def take(
         places = ", ".join(sorted(map(str, devices))) or "nowhere"
         raise IncompatibleError(f"the network's parameters are on {places}; expected all on one device")
     tensors = {**parameters, **dict(network.named_buffers())}
-    types = {name: tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point()}
-    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+    came = {name: Came.of(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
     try:
         copy = deepcopy(network)
     except Exception as error:  # whatever a module's own __deepcopy__ raises
@@ -124,8 +151,8 @@ def take(
     frame = Frame(mean, std, grey)
     hook = copy.register_forward_pre_hook(frame, prepend=True)
     probes = numerics.images(images.images[:PROBES])
-    logits = _probe(copy, probes, numerics)
-    _probe(deepcopy(copy).train(), probes, numerics, ", in train mode,")
+    logits = _probe(copy, probes, grey, numerics)
+    _probe(deepcopy(copy).train(), probes, grey, numerics, ", in train mode,")
     if not bool(logits.isfinite().all()):
         raise IncompatibleError(f"{type(network).__name__} gives NaN or infinite logits on these images")
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits)).to(logits), atol=1e-3):
@@ -133,10 +160,11 @@ def take(
             f"warning: {type(network).__name__} seems to give probabilities; defenses train with cross-entropy over "
             "logits, so hand over the network without its softmax"
         )
-    return Handed(copy, logits.shape[1], frame, next(iter(devices)), types, frozen, hook)
+    return Handed(copy, logits.shape[1], frame, next(iter(devices)), came, hook)
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Without what DataParallel, DistributedDataParallel or torch.compile put around it."""
     if isinstance(network, torch.jit.ScriptModule):
         raise IncompatibleError("a TorchScript program cannot be taken apart; hand over the nn.Module it was made of")
     if not isinstance(network, nn.Module):
@@ -167,15 +195,17 @@ def _on_one_device(network: nn.Module) -> nn.Module:
     return network
 
 
-def _probe(network: nn.Module, images: Tensor, numerics: Numerics, how: str = "") -> Tensor:
-    name, shape = type(network).__name__, tuple(images.shape)
+def _probe(network: nn.Module, images: Tensor, grey: bool, numerics: Numerics, how: str = "") -> Tensor:
+    batch, channels, *size = images.shape
+    name, shape = type(network).__name__, (batch, 1 if grey else channels, *size)
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), seeding.scope("probe", device=numerics.device):
             logits = network(images)
     except Exception as error:  # whatever the network raises
+        hint = "; for a network of RGB images repeat the channel: images.expand(-1, 3, -1, -1)" if grey else ""
         raise IncompatibleError(
             f"{name} cannot be run{how} on float images of shape {shape} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''})"
+            f"{str(error).splitlines()[0] if str(error) else ''}){hint}"
         ) from error
     if not isinstance(logits, Tensor):
         raise IncompatibleError(
@@ -211,7 +241,10 @@ def image_set(images: Any, labels: Any) -> tuple[ImageSet, bool]:
                 f"images: float images are in [0, 1], these are in [{low:.3g}, {high:.3g}]; if they are normalised, "
                 "hand over the pixels and say mean= and std=, if they count to 255, divide"
             )
-        found = found.float().mul(255).round_().to(torch.uint8)
+        stored = torch.empty(found.shape, dtype=torch.uint8)
+        for part, target in zip(found.split(CHUNK), stored.split(CHUNK), strict=True):
+            target.copy_(part.float().mul(255).round_())
+        found = stored
     elif found.dtype != torch.uint8:
         raise DataError(f"images: expected uint8, or float in [0, 1], got {found.dtype}")
     target = _tensor("labels", labels)
@@ -224,15 +257,25 @@ def image_set(images: Any, labels: Any) -> tuple[ImageSet, bool]:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise :class:`DataError` unless each label is a class of the network."""
+    """Raise :class:`DataError` unless each label is a class of the network; say which classes have no image."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise DataError(f"labels: the network has classes 0 to {num_classes - 1}, these are {low} to {high}")
+    missing = sorted({*range(num_classes)} - {*labels.tolist()})
+    if missing:
+        listed = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        progress.say(
+            f"warning: {len(missing)} of the network's {num_classes} classes have no image here ({listed}); what is "
+            "trained on the others alone forgets them"
+        )
 
 
 def _tensor(name: str, values: Any) -> Tensor:
     try:
-        return torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values)).detach().cpu()
+        if isinstance(values, Tensor):
+            return values.detach().cpu()
+        array = np.ascontiguousarray(values)  # reversed channels (BGR) have strides that torch has not
+        return torch.from_numpy(array if array.flags.writeable else array.copy())  # nor has it read-only tensors
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name}: expected a tensor or an array, got {type(values).__name__} ({error})") from None
 
