@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from backdoor_bench.model import anatomy
-from backdoor_bench.stage.masked_batch_norm import MaskedBatchNorm2d, masked_copy
+from backdoor_bench.stage.masked_batch_norm import MaskedBatchNorm2d, bake, masked_copy
 
 
 def layer() -> MaskedBatchNorm2d:
@@ -33,6 +33,23 @@ def test_train_mode_uses_batch_statistics_and_leaves_the_running_ones() -> None:
     x = torch.rand(8, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(masked(x), plain(x))
     assert masked.inner.running_mean.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_tracked_running_statistics_move_as_without_a_mask(momentum: float | None) -> None:
+    masked, plain = MaskedBatchNorm2d(layer().inner, track=True).train(), layer().inner.train()
+    masked.inner.momentum = plain.momentum = momentum
+    masked.mask.data.copy_(torch.tensor([0.5, 0.25]))
+    plain.weight.data.mul_(masked.mask.data)
+    for seed in (0, 1):
+        x = torch.rand(8, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
+        assert torch.allclose(masked(x), plain(x))
+    assert masked.inner.running_mean.tolist() != [0, 1]
+    for name, moved in plain.named_buffers():
+        assert torch.equal(masked.inner.get_buffer(name), moved), name
+    before = masked.inner.running_var.clone()
+    assert torch.allclose(masked.eval()(x), plain.eval()(x))
+    assert torch.equal(masked.inner.running_var, before)
 
 
 class WithActivation(nn.BatchNorm2d):
@@ -70,3 +87,20 @@ def test_a_fresh_copy_computes_the_same_and_only_masks_learn(training: bool, net
         f"{name}.mask" for name in layers
     ]
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_masks_are_baked_with_the_statistics_that_moved(network: nn.Module) -> None:
+    twin, layers = masked_copy(network, track=True)
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    twin.train()(images)
+    for number, masked in enumerate(layers.values()):
+        masked.mask.data.fill_(1 / (number + 2))
+    expected = twin.eval()(images)
+    gammas = {name: norm.weight.clone() for name, norm in anatomy.batch_norms(network).items()}
+    baked = bake(twin, layers)
+    assert not any(isinstance(module, MaskedBatchNorm2d) for module in baked.modules())
+    network.load_state_dict(baked.state_dict())
+    assert torch.allclose(network.eval()(images), expected, atol=1e-6)
+    for number, (name, norm) in enumerate(anatomy.batch_norms(network).items()):
+        assert torch.allclose(norm.weight, gammas[name] / (number + 2))
+        assert int(norm.num_batches_tracked) == 1
