@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,11 @@ def read(root: Path) -> list[State]:
 
 
 def forget_old(root: Path) -> None:
-    """Keep the newest states that have ended."""
+    """Keep the newest states that have ended, and no half-written one of a driver that was killed."""
+    for path in (root / FOLDER).glob(".*.json"):
+        with suppress(OSError):  # replaced or removed by another sweep meanwhile
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
     for state in [state for state in read(root) if state.phase == "ended" or state.stale][:-KEPT]:
         for suffix in (".json", ".failed"):
             (root / FOLDER / f"{state.id}{suffix}").unlink(missing_ok=True)

@@ -317,3 +317,14 @@ def test_without_ray_one_run_follows_the_other_unless_more_were_asked_for(tmp_pa
 def test_no_workers_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="workers=0: expected 1 or more"):
         engine.run([job("1")], tmp_path, workers=0, make_work=Scripted)
+def test_what_a_killed_driver_had_half_written_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    folder = tmp_path / status.FOLDER
+    folder.mkdir()
+    for name in ("old", "new"):
+        (folder / f".{name}.json").write_text("{")
+    long_ago = time.time() - 2 * status.STALE_SECONDS
+    os.utime(folder / ".old.json", (long_ago, long_ago))
+    status.forget_old(tmp_path)
+    assert [path.name for path in folder.iterdir()] == [".new.json"]
+
+
