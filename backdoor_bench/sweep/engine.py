@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_bench import progress
-from backdoor_bench.errors import ConfigError
+from backdoor_bench.errors import BenchError, ConfigError
 from backdoor_bench.store import Store, files
 from backdoor_bench.sweep.interruption import Interruption
 from backdoor_bench.sweep.job import Job, Result
@@ -19,6 +19,7 @@ from backdoor_bench.sweep.watch import Watch
 from backdoor_bench.sweep.worker import MakeWork, runs
 
 SECONDS_BETWEEN_LOOKS = 0.5
+INTERRUPTED = ("interrupted", "abandoned")
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Summary:
 
     @property
     def exit_status(self) -> int:
-        """1 if a run failed, 130 after an interruption, else 0 (also where a budget ended it)."""
-        if self.counts["failed"]:
+        """1 if a run failed or none can be done any more, 130 after an interruption, else 0 (also after a budget)."""
+        if self.counts["failed"] or self.stopped not in (None, *INTERRUPTED):
             return 1
         return 130 if self.stopped is not None else 0
 
@@ -85,7 +86,7 @@ def run(
 
     Raises:
         BenchError: Ray is missing and was asked for, its address is dead, no worker starts, or the store cannot be
-            written; nothing was started.
+            written; nothing was started. Where something was, the summary says what stopped it.
     """
     started = time.monotonic()
     root = store.root if isinstance(store, Store) else Path(store).resolve()
@@ -127,6 +128,7 @@ class _Driver:
     ) -> None:
         self.stopped: str | None = None
         self._schedule = schedule
+        self._started = False
         self._jobs = jobs
         self._on_result = on_result
         self._make_work = make_work
@@ -140,6 +142,7 @@ class _Driver:
                         self.stopped = "interrupted"
                         schedule.stop("the sweep was interrupted")
                         self.watch.stopping(len(schedule.running))
+                    schedule.expire()
                     self._start(pool)
                     self.tell()
                     self.watch.estimate()
@@ -149,6 +152,11 @@ class _Driver:
             except (KeyboardInterrupt, SystemExit):  # Lightning turns an interruption inside a fit into an exit
                 self.stopped = "abandoned"
                 schedule.stop("the sweep was interrupted in the middle of it", running=True)
+            except BenchError as error:  # there are no workers any more
+                if not self._started:
+                    raise
+                self.stopped = str(error)
+                schedule.stop(self.stopped, running=True)
             finally:
                 self.tell()
                 pool.close(abandon)
@@ -174,6 +182,7 @@ class _Driver:
                     other for other, its in self._schedule.workers.items()
                     if its.device == place.device and other != worker
                 )  # fmt: skip
+            self._started = True
             self.watch.start(worker, job)
             pool.start(worker, job)
 
@@ -184,11 +193,12 @@ class _Driver:
                     self._schedule.add(worker, device)
                     self.watch.ready(worker)
                 case Done(worker, report):
-                    self.watch.stop(worker)
+                    self.watch.stop(worker, self._schedule.running[worker] if report.outcome == "busy" else None)
                     self._schedule.report(worker, report)
                 case Lost(worker, reason):
-                    self.watch.lost(worker, reason)
+                    job = self._schedule.running.get(worker)
                     failed = self._schedule.lost(worker, reason)
+                    self.watch.lost(worker, reason, job if job is not None and job in self._schedule else None)
                     if failed is not None:
                         self._record(failed, reason)
 

@@ -10,6 +10,13 @@ Status = Literal["ok", "found", "failed", "skipped"]
 """``found``: the record was there already. ``skipped``: never started (budget, interruption, a failed victim)."""
 
 
+VICTIM_FAILED = "its victim failed"
+"""How the reason of a job begins that was skipped for this."""
+
+OVER = "it was not expected to end within the budget"
+"""The reason of a job that was skipped for this."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One run to do.
@@ -41,7 +48,7 @@ class Result:
         reason: why it failed or was skipped, one sentence; None otherwise.
         record: of the run, without its configuration; None where there is none.
         worker: which one did it, for people: ``cuda:0``, ``cpu 1``.
-        seconds: from start to end on the worker, all attempts together.
+        seconds: at work on it, all attempts together that a worker could report; waiting is not among them.
         attempts: how often it was started.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from backdoor_bench.sweep.job import Job
 
@@ -43,3 +43,14 @@ class Queue:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._jobs)
+
+
+def following(jobs: Iterable[Job], dependents: Mapping[str, Iterable[Job]]) -> set[str]:
+    """Keys of these jobs and of all that can start after them, directly or not."""
+    found = {job.key for job in jobs}
+    front = list(found)
+    while front:
+        new = [job.key for job in dependents.get(front.pop(), ())]
+        found.update(new)
+        front.extend(new)
+    return found

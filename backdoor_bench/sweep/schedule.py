@@ -10,17 +10,15 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import get_args
 
-from backdoor_bench.sweep.job import Job, Report, Result, Status
-from backdoor_bench.sweep.queue import Queue
+from backdoor_bench.sweep.job import OVER, VICTIM_FAILED, Job, Report, Result, Status
+from backdoor_bench.sweep.pace import Outlook, Pace
+from backdoor_bench.sweep.queue import Queue, following
 
 RETRIES = 2
 """How often a job whose worker was lost is started again."""
 
 VICTIMS_KEPT = 4
 """How many victims a worker is taken to have in memory; ``Bench`` keeps as many."""
-
-VICTIM_FAILED = "its victim failed"
-"""How the reason of a job begins that was skipped for this."""
 
 PATIENCE = (1.0, 2.0, 5.0, 10.0)
 """Seconds until a job that another process works on is asked for again; the last one ever after."""
@@ -52,11 +50,11 @@ class Schedule:
 
     - A job starts when the job that it ``needs`` is done. If that one fails or is skipped, so is the job.
     - Jobs of one victim go to the worker that has it in memory, until another worker has nothing else to do.
-    - A job whose estimate does not fit before ``deadline`` is skipped. Without an estimate, the mean of the sweep's
-      own jobs of the same role (training a victim, or not) counts; before there is one, the job starts.
+    - A job that should not end before ``deadline`` (see :class:`Pace`) is skipped; one of unknown length starts.
     - A lost worker's job is started again up to :data:`RETRIES` times, then it failed. An exception is a failure.
     - Out of memory: once more, alone on that device.
     - Busy (another process works on it): asked for again later; the worker does others meanwhile.
+    - Once stopped, nothing is asked for again.
 
     Args:
         jobs: any order; of several with the same key the first counts. A ``needs`` outside of them counts as done.
@@ -83,7 +81,7 @@ class Schedule:
         self._number = count()
         self._alone: defaultdict[str, deque[Job]] = defaultdict(deque)
         self._reserved: dict[str, str] = {}
-        self._spent: defaultdict[bool, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._pace = Pace()
         self._results: deque[Result] = deque()
         self._stopped: str | None = None
         for job in self._left.values():
@@ -101,6 +99,10 @@ class Schedule:
     def finished(self) -> bool:
         """Whether every job has its result."""
         return not self._left
+
+    def __contains__(self, job: Job) -> bool:
+        """Whether it has no result yet."""
+        return job.key in self._left
 
     @property
     def running(self) -> dict[str, Job]:
@@ -125,7 +127,7 @@ class Schedule:
                 self._past[job.key].attempts += 1
                 return job
             self._reserved.pop(self.workers[worker].device, None)
-            self._end(job, "skipped", "it was not expected to end within the budget")
+            self._end(job, "skipped", OVER)
         return None
 
     def is_alone(self, worker: str) -> bool:
@@ -136,18 +138,19 @@ class Schedule:
         """When a deferred job is to be asked for again, on ``clock``; None if there is none."""
         return self._deferred[0][0] if self._deferred else None
 
-    def expected_seconds(self) -> float | None:
-        """Of work left, all workers together; None as long as nothing is known."""
+    def trains(self, job: Job) -> bool:
+        """Whether others wait for this job: it trains their victim."""
+        return job.key in self._dependents
+
+    def expected(self, job: Job) -> float | None:
+        """Seconds that a job should take, from its start; None if nothing like it has ended yet."""
+        return self._pace.expected(job, self.trains(job))
+
+    def outlook(self) -> Outlook:
+        """What is left to do."""
         now = self._clock()
         begun = {worker.job.key: now - worker.since for worker in self.workers.values() if worker.job is not None}
-        known = 0
-        expected = 0.0
-        for key, job in self._left.items():
-            estimate = self._estimate(job)
-            if estimate is not None:
-                known += 1
-                expected += max(0.0, estimate - begun.get(key, 0.0))
-        return expected * len(self._left) / known if known else None
+        return self._pace.outlook(self._left, begun, self._dependents, len(self.workers))
 
     # -- what a driver tells ---------------------------------------------------------------------------------------
 
@@ -161,6 +164,8 @@ class Schedule:
         past = self._past[job.key]
         past.seconds += report.seconds
         match report.outcome:
+            case "busy" | "memory" if self._stopped is not None:
+                self._end(job, "skipped", self._stopped)
             case "busy":
                 past.attempts -= 1
                 wait = PATIENCE[min(past.waits, len(PATIENCE) - 1)]
@@ -210,6 +215,11 @@ class Schedule:
         self._deferred.clear()
         self._alone.clear()
 
+    def expire(self) -> None:
+        """Skip what has not started once the budget is over: where there is no worker, nobody else is refused it."""
+        if self._deadline is not None and self._stopped is None and self._clock() >= self._deadline:
+            self.stop(OVER)
+
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _choose(self, worker: str) -> Job | None:
@@ -251,13 +261,7 @@ class Schedule:
         if self._deadline is None:
             return True
         left = self._deadline - self._clock()
-        return left > 0 and (self._estimate(job) or 0.0) <= left
-
-    def _estimate(self, job: Job) -> float | None:
-        if job.estimate is not None:
-            return job.estimate
-        seconds, number = self._spent[job.key in self._dependents]
-        return seconds / number if number else None
+        return left > 0 and (self.expected(job) or 0.0) <= left
 
     def _end(
         self,
@@ -274,9 +278,8 @@ class Schedule:
         past = self._past.pop(job.key, _Past())
         self.counts[status] += 1
         record = report.record if report is not None else None
-        if status == "ok":
-            spent = self._spent[job.key in self._dependents]
-            spent[0], spent[1] = spent[0] + past.seconds, spent[1] + 1
+        if report is not None and report.outcome == "ok":
+            self._pace.note(job, self.trains(job), past.seconds)
         if record is not None:
             self.weak += bool(record.get("weak_attack"))
             self.at_chance += bool(record.get("victim_at_chance") or record.get("at_chance"))
@@ -292,11 +295,6 @@ class Schedule:
 
     def _hopeless(self) -> None:
         """Jobs that wait for one another in a circle would never start."""
-        reachable = {job.key for job in self._ready.jobs()}
-        front = list(reachable)
-        while front:
-            following = [job.key for job in self._dependents.get(front.pop(), ())]
-            reachable.update(following)
-            front.extend(following)
+        reachable = following(self._ready.jobs(), self._dependents)
         for job in [job for job in self._left.values() if job.key not in reachable]:
             self._end(replace(job, needs=None), "skipped", "the jobs that it needs wait for itself", cascade=False)

@@ -28,7 +28,8 @@ class State:
 
     Args:
         workers: by name, the label of what it does and since when; None if it waits.
-        eta: when it is expected to end, or None.
+        eta: when it is expected to end as far as known, or None.
+        unknown: how many runs that leaves out, because nothing like them has ended yet.
         last: what the last runs came to, the newest last: label, seconds, doubtful, and fractions as records name them.
         failures: (label, reason) of the last failures.
         command: what to type to go on, once it has ended.
@@ -47,6 +48,7 @@ class State:
     at_chance: int = 0
     workers: dict[str, tuple[str, float] | None] = field(default_factory=dict)
     eta: float | None = None
+    unknown: int = 0
     last: list[dict[str, Any]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     command: str | None = None

@@ -18,11 +18,15 @@ from backdoor_bench.table import UNBOUNDED, percent
 SHOWN = 5
 FAILURES_SHOWN = 3
 WORKERS_SHOWN = 8
+WORKERS_IN_A_LINE = 3
+ENOUGH = 4
+"""Up to so many runs, or one per worker, say little of how many there are in an hour."""
+
 METRICS = ("acc", "asr", "ra", "der")
 
 
 def show(root: Path, everything: bool = False) -> None:
-    """Print the sweeps that are going on and the last one that is not; with ``everything``, all.
+    """Print the sweeps that are going on, and the last one in any case; with ``everything``, all.
 
     Raises:
         StoreError: no sweep has run over this store.
@@ -58,6 +62,18 @@ def render(state: State) -> RenderableType:
     if state.command and over:
         parts.append(Text(f"go on with: {state.command}"))
     return Group(*parts)
+
+
+def line(state: State) -> str:
+    """The same in one line, for a log: how far it is, how long still, and what has been going on for longest."""
+    now = time.time()
+    busy = sorted((work[1], name, work[0]) for name, work in state.workers.items() if work is not None)
+    parts = [_speed(state, now), *(
+        f"{name}: {label} for {duration(now - since)}" for since, name, label in busy[:WORKERS_IN_A_LINE]
+    )]  # fmt: skip
+    if len(busy) > WORKERS_IN_A_LINE:
+        parts.append(f"{len(busy) - WORKERS_IN_A_LINE:,} more at work")
+    return f"[{state.done:,}/{state.total:,}] {'; '.join(part for part in parts if part) or 'waiting'}"
 
 
 def _workers(state: State, now: float) -> RenderableType:
@@ -114,10 +130,13 @@ def _outcomes(state: State) -> str:
 
 def _speed(state: State, now: float) -> str:
     ran = state.counts.get("ok", 0) + state.counts.get("failed", 0)
-    seconds = (state.heartbeat if state.phase == "ended" else now) - state.started
-    parts = [f"{3600 * ran / seconds:,.0f} runs/h"] if ran and seconds > 0 else []
-    if state.eta is not None and state.phase == "running":
-        parts.append(f"{duration(state.eta - now)} left")
+    over = state.phase == "ended" or state.stale
+    seconds = (state.heartbeat if over else now) - state.started
+    enough = ran if over else ran > max(ENOUGH, len(state.workers))
+    parts = [f"{3600 * ran / seconds:,.0f} runs/h"] if enough and seconds > 0 else []
+    if state.eta is not None and state.phase == "running" and not over:
+        left = f"{duration(state.eta - now)} left"
+        parts.append(f"at least {left}, {state.unknown:,} runs of unknown length" if state.unknown else f"about {left}")
     return ", ".join(parts)
 
 

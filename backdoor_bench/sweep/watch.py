@@ -16,8 +16,8 @@ from backdoor_bench import progress, table
 from backdoor_bench.errors import BenchError
 from backdoor_bench.store import files
 from backdoor_bench.sweep import status, view
-from backdoor_bench.sweep.job import Job, Result
-from backdoor_bench.sweep.schedule import VICTIM_FAILED, Schedule
+from backdoor_bench.sweep.job import VICTIM_FAILED, Job, Result
+from backdoor_bench.sweep.schedule import Schedule
 from backdoor_bench.sweep.status import State
 from backdoor_bench.sweep.view import duration
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 FAILURES_KEPT = 100
 SECONDS_BETWEEN_ESTIMATES = 5.0
+SECONDS_BETWEEN_WORDS = 300.0
+SECONDS_UNTIL_WORDS = 60.0
+LONG = 60.0
+"""A log says when a run begins that should take more seconds than this, or nobody knows how many."""
 
 
 class Watch:
@@ -46,7 +50,10 @@ class Watch:
         self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._live: Live | None = None
         self._quiet: Counter[str] = Counter()
-        self._estimated = 0.0
+        self._begun: set[str] = set()
+        self._put_off: set[str] = set()
+        self._estimate_due = 0.0
+        self._words_due = 0.0
 
     def __enter__(self) -> Watch:
         self._state.write(self._root)
@@ -67,6 +74,7 @@ class Watch:
 
     def begin(self, live: bool) -> None:
         """The workers are being started; ``live``: they print nothing themselves."""
+        self._words_due = time.monotonic() + SECONDS_UNTIL_WORDS
         with self._lock:
             self._state.phase = "running"
         if live and progress.console.is_terminal and not progress.console.is_dumb_terminal:
@@ -81,18 +89,29 @@ class Watch:
         with self._lock:
             self._state.workers[worker] = None
 
-    def lost(self, worker: str, reason: str) -> None:
+    def lost(self, worker: str, reason: str, again: Job | None) -> None:
+        """``again``: what it was at, if that is done once more."""
         with self._lock:
             self._state.workers.pop(worker, None)
-        progress.say(f"{worker} is lost ({reason}); its run goes to another worker")
+        progress.say(f"{worker} is lost ({reason})" + (f"; once more: {again.label}" if again is not None else ""))
 
     def start(self, worker: str, job: Job) -> None:
         with self._lock:
             self._state.workers[worker] = (job.label, time.time())
+        expected = self._schedule.expected(job)
+        if self._live is not None or job.key in self._begun or (expected is not None and expected <= LONG):
+            return
+        self._begun.add(job.key)
+        what = "trains the victim of" if self._schedule.trains(job) else "begins"
+        progress.say(f"{worker} {what} {job.label}" + (f", about {duration(expected)}" if expected else ""))
 
-    def stop(self, worker: str) -> None:
+    def stop(self, worker: str, put_off: Job | None = None) -> None:
+        """``put_off``: what it was at and another process is at as well."""
         with self._lock:
             self._state.workers[worker] = None
+        if put_off is not None and put_off.key not in self._put_off:
+            self._put_off.add(put_off.key)
+            self._quiet["put off: another process is at it"] += 1
 
     def stopping(self, running: int) -> None:
         """The first Ctrl-C."""
@@ -102,6 +121,8 @@ class Watch:
         progress.say(f"stopping: {under_way}; Ctrl-C again abandons" if running else "stopping")
 
     def result(self, job: Job, result: Result) -> None:
+        self._begun.discard(result.key)
+        self._put_off.discard(result.key)
         with self._lock:
             self._state.counts = dict(self._schedule.counts)
             self._state.weak, self._state.at_chance = self._schedule.weak, self._schedule.at_chance
@@ -119,14 +140,20 @@ class Watch:
             progress.say(f"[{self._state.done:,}/{self._state.total:,}] {_line(job, result)}")
 
     def estimate(self) -> None:
-        """Say anew when it will end; called whenever the driver has a moment."""
+        """Say anew when it will end, in a log now and then; called whenever the driver has a moment."""
         now = time.monotonic()
-        if now - self._estimated < SECONDS_BETWEEN_ESTIMATES:
+        if now < self._estimate_due or not self._schedule.workers:
             return
-        self._estimated = now
-        expected = self._schedule.expected_seconds()
+        left = self._schedule.outlook()
+        took = time.monotonic() - now  # with 100,000 runs left it is seldom, so that it stays next to nothing
+        self._estimate_due = now + max(SECONDS_BETWEEN_ESTIMATES, 100 * took)
         with self._lock:
-            self._state.eta = None if expected is None else time.time() + expected / max(1, len(self._schedule.workers))
+            self._state.eta = time.time() + left.seconds if left.seconds else None
+            self._state.unknown = left.unknown
+        if self._live is None and now >= self._words_due:
+            self._words_due = now + SECONDS_BETWEEN_WORDS
+            self._say_quiet()
+            progress.say(view.line(self._state))
 
     def end(self, summary: Summary, resume_command: str | None, retry_command: str | None) -> None:
         """Say how it ended, and what to type next."""

@@ -19,8 +19,8 @@ from typing import ClassVar
 import pytest
 from rich.console import Console
 
-from backdoor_bench.errors import ConfigError, UnwritableError
-from backdoor_bench.sweep import engine, status, view
+from backdoor_bench.errors import BenchError, ConfigError, UnwritableError
+from backdoor_bench.sweep import engine, schedule, status, view, watch
 from backdoor_bench.sweep.__main__ import main
 from backdoor_bench.sweep.job import Job, Report, Result
 from backdoor_bench.sweep.pool import Done, Event, Lost, Ready
@@ -108,7 +108,7 @@ def test_a_budget_that_is_over(tmp_path: Path) -> None:
 
 
 class Fake:
-    """Workers that do what a script says, in no time: ``die`` loses them."""
+    """Workers that do what a script says, in no time: ``die`` loses them, ``busy`` is another's at first."""
 
     def __init__(self, *names: str) -> None:
         self.events: deque[Event] = deque(Ready(name, "one device") for name in names)
@@ -122,6 +122,9 @@ class Fake:
         elif job.key == "memory" and job.key not in self.tried:
             self.tried.add(job.key)
             self.events.append(Done(worker, Report("memory", "out of memory")))
+        elif job.key.startswith("busy") and job.key not in self.tried:
+            self.tried.add(job.key)
+            self.events.append(Done(worker, Report("busy", "another process works on it")))
         else:
             self.events.append(Done(worker, Report("ok")))
 
@@ -141,7 +144,54 @@ def test_a_job_that_loses_its_worker_thrice_is_given_up_and_recorded(tmp_path: P
     assert (found["die"].status, found["die"].attempts) == ("failed", 3)
     assert [found[key].status for key in "12"] == ["ok", "ok"]
     assert list(Scripted.given_up) == [("die", "its worker was lost again and again: killed by signal 9")]
-    assert "a is lost (killed by signal 9)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a is lost (killed by signal 9); once more: label of die" in said
+    assert "a'' is lost (killed by signal 9)\n" in said, "there is no fourth time"
+
+
+def test_a_log_says_what_begins_and_takes_long_and_now_and_then_how_far_it_is(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(watch, "SECONDS_UNTIL_WORDS", 0.0)
+    monkeypatch.setattr(watch, "SECONDS_BETWEEN_ESTIMATES", 0.0)
+    jobs = [Job(key, "v", {}, f"label of {key}", needs, estimate) for key, needs, estimate in (
+        ("train", None, 3725.0), ("short", "train", 1.0), ("long", "train", 900.0), ("busy", "train", 1200.0),
+    )]  # fmt: skip
+    monkeypatch.setattr(schedule, "PATIENCE", (0.0,))
+    run(tmp_path, *jobs, pool=Fake("a"))
+    said = capsys.readouterr().err
+    assert "a trains the victim of label of train, about 1 h 02 min\n" in said
+    assert "[0/4] about 1 h 37 min left; a: label of train for 0 s\n" in said
+    assert "a begins label of long, about" in said
+    assert "begins label of short" not in said
+    assert said.count("a begins label of busy") == 1, "however often it is asked for"
+    assert "1 run put off: another process is at it" in said
+    assert said.count("left;") == 1, "not with every look"
+
+
+class Gone(Fake):
+    """Workers that are lost with their first job, and nobody starts again."""
+
+    def wait(self, timeout: float) -> Sequence[Event]:
+        if not self.events:
+            raise BenchError("no worker starts; the last one said: out of luck")
+        return super().wait(timeout)
+
+
+def test_when_no_worker_is_left_the_sweep_ends_with_its_summary(tmp_path: Path, capsys) -> None:
+    pool = Gone("a")
+    pool.start = lambda worker, job: pool.events.append(Lost(worker, "killed"))  # type: ignore[method-assign]
+    summary, found = run(tmp_path, job("1"), job("2"), pool=pool, resume_command="type this")
+    assert [found[key].status for key in "12"] == ["skipped", "skipped"]
+    assert (summary.exit_status, pool.closed) == (1, True)
+    said = capsys.readouterr().err
+    assert "2 runs skipped: no worker starts; the last one said: out of luck" in said
+    assert "go on with: type this" in said
+
+
+def test_when_no_worker_ever_starts_it_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="no worker starts"):
+        run(tmp_path, job("1"), pool=Gone())
 
 
 def test_out_of_memory_has_the_others_on_the_device_free_theirs(tmp_path: Path) -> None:
@@ -247,26 +297,41 @@ def test_the_view_fits_the_terminal_whatever_names_and_reasons_there_are() -> No
     assert len(lines) < 24
     assert lines[1].startswith("━")
     assert "54,333/120,000 54,321 ok, 12 failed" in lines[1]
-    assert "2 h 01 min left" in lines[2]
+    assert "about 2 h 01 min left" in lines[2]
     assert lines[3].startswith("node99 cuda:1 #99"), "who has been at it for longest"
     assert "92 more" in lines[11]
     assert sum(line.startswith("91.32  100.00") and "1234.5" in line for line in lines) == view.SHOWN
 
 
+def test_the_view_says_of_how_many_runs_nothing_is_known() -> None:
+    state = status.State("new", total=50, phase="running", eta=time.time() + 61, unknown=38, workers={"a": None})
+    assert seen(state)[2] == "at least 1 min 01 s left, 38 runs of unknown length"
+
+
+def test_how_many_runs_there_are_in_an_hour_is_said_when_there_were_some() -> None:
+    state = status.State("new", total=50, phase="running", counts={"ok": 1}, workers={"a": None})
+    state.started -= 360
+    assert "runs/h" not in " ".join(seen(state))
+    state.counts = {"ok": 5}
+    assert "50 runs/h" in " ".join(seen(state))
+
+
 def test_a_sweep_without_workers_yet_says_so() -> None:
     new = status.State("new", total=3, phase="running", eta=time.time() + 61)
     assert seen(new)[0].startswith("new: starting its workers for 0 s")
-    assert seen(new)[2] == "1 min 01 s left"
+    assert seen(new)[2] == "about 1 min 01 s left"
 
 
 def test_a_dead_drivers_sweep_is_known_by_its_heartbeat(tmp_path: Path, capsys) -> None:
     state = status.State("gone", total=9, phase="running", workers={"cuda:0": ("badnet ft", time.time())})
     state.heartbeat = time.time() - status.STALE_SECONDS - 60
+    state.started, state.counts, state.eta = state.heartbeat - 3600, {"ok": 7}, time.time() + 600
     state.write(tmp_path)
     status.State("alive", total=2, phase="running", workers={"cuda:0": ("badnet ft", time.time())}).write(tmp_path)
     assert main(["status", str(tmp_path), "--all"]) == 0
     said = capsys.readouterr().out
     assert "gone: dead since 1 min 30 s" in said
+    assert "7 runs/h\n" in said, "while it lived, and nothing is left that somebody does"
     assert "alive: running for" in said
     assert said.count("badnet ft") == 1, "a dead driver's workers do nothing"
 
@@ -279,6 +344,17 @@ def test_a_state_of_another_version_is_read_as_far_as_it_goes(tmp_path: Path) ->
     (path.parent / "half.json").write_text("{")
     (path.parent / "list.json").write_text("[]")
     assert [found.name for found in status.read(tmp_path)] == ["old"]
+
+
+def test_what_a_killed_driver_had_half_written_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    folder = tmp_path / status.FOLDER
+    folder.mkdir()
+    for name in ("old", "new"):
+        (folder / f".{name}.json").write_text("{")
+    long_ago = time.time() - 2 * status.STALE_SECONDS
+    os.utime(folder / ".old.json", (long_ago, long_ago))
+    status.forget_old(tmp_path)
+    assert [path.name for path in folder.iterdir()] == [".new.json"]
 
 
 def test_the_status_of_a_store_without_sweeps(tmp_path: Path, capsys) -> None:
@@ -317,14 +393,3 @@ def test_without_ray_one_run_follows_the_other_unless_more_were_asked_for(tmp_pa
 def test_no_workers_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="workers=0: expected 1 or more"):
         engine.run([job("1")], tmp_path, workers=0, make_work=Scripted)
-def test_what_a_killed_driver_had_half_written_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
-    folder = tmp_path / status.FOLDER
-    folder.mkdir()
-    for name in ("old", "new"):
-        (folder / f".{name}.json").write_text("{")
-    long_ago = time.time() - 2 * status.STALE_SECONDS
-    os.utime(folder / ".old.json", (long_ago, long_ago))
-    status.forget_old(tmp_path)
-    assert [path.name for path in folder.iterdir()] == [".new.json"]
-
-
