@@ -120,4 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for outcome in sweeper.outcomes:
         if isinstance(outcome, Exception):
             explain(outcome)
-    return max([int(failed), *(1 if isinstance(outcome, Exception) else outcome for outcome in sweeper.outcomes)])
+    swept = [1 if isinstance(outcome, Exception) else outcome for outcome in sweeper.outcomes]
+    return max([int(failed), *launcher.statuses, *swept])
+    launcher.statuses.clear()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 outcomes: list[dict[str, Any]] = []
 """What became of the jobs of this process, as the command's table has them: Hydra hands nothing back to its caller."""
 
+statuses: list[int] = []
+"""How the multiruns of this process ended, as exit statuses: a job that was skipped does not tell why."""
+
 JOB = "job.json"
 
 
@@ -48,7 +51,7 @@ class RayLauncher(Launcher):
         """Compose and plan every job here, run them by the engine, note what became of each."""
         from backdoor_bench.bench import Bench
         from backdoor_bench.store import Store
-        from backdoor_bench.sweep import engine
+        from backdoor_bench.sweep import engine, sweeper
 
         assert self._config is not None
         started = [self._begin(initial_job_idx + n, overrides) for n, overrides in enumerate(job_overrides)]
@@ -69,7 +72,11 @@ class RayLauncher(Launcher):
                 run.end(result)
 
         try:
-            engine.run(jobs.values(), bench.store, name="multirun", on_result=note, **self._resources)
+            summary = engine.run(
+                jobs.values(), bench.store, name="multirun", on_result=note,
+                resume_command=sweeper.command(self._config.hydra), **self._resources,
+            )  # fmt: skip
+            statuses.append(summary.exit_status)
         except BenchError as error:  # no worker, no store: nothing was run
             for run in started:
                 if run.outcome["status"] == "skipped":

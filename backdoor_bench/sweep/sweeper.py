@@ -78,14 +78,14 @@ class GridSweeper(Sweeper):
             )
         if not plan.planned and plan.impossible:
             raise ConfigError(f"no run of this sweep can be: {plan.impossible.most_common(1)[0][0]}")
-        command = self._command()
+        again = command(self._config.hydra)
         return engine.run(
             plan.jobs,
             str(self._config.store_dir),
             name=name,
             budget_seconds=None if budget is None else max(0.0, budget - (time.monotonic() - started)),
-            resume_command=command,
-            retry_command=lambda file: f"{command} sweep.retry={shlex.quote(str(file))}",
+            resume_command=again,
+            retry_command=lambda file: f"{again} sweep.retry={shlex.quote(str(file))}",
             **_resources(self._config.hydra.launcher),
         ).exit_status
 
@@ -124,12 +124,12 @@ class GridSweeper(Sweeper):
         grid = grid.with_names(groups).narrowed(only)
         return make_plan(grid, composer, Bench(Store(str(self._config.store_dir))), shard=shard, keys=keys)
 
-    def _command(self) -> str:
-        """What to type to start this sweep again."""
-        assert self._config is not None
-        given = typed or [*self._config.hydra.overrides.hydra, *self._config.hydra.overrides.task]
-        kept = [text for text in given if not text.startswith("sweep.retry=")]
-        return " ".join(["python -m backdoor_bench", *(shlex.quote(text) for text in kept)])
+
+def command(hydra: DictConfig) -> str:
+    """What to type to start this again."""
+    given = typed or [*hydra.overrides.hydra, *hydra.overrides.task]
+    kept = [text for text in given if not text.startswith("sweep.retry=")]
+    return " ".join(["python -m backdoor_bench", *(shlex.quote(text) for text in kept)])
 
 
 def split(arguments: Sequence[str], known: Collection[str] = ()) -> tuple[dict[str, str], dict[str, list[Any]]]:
