@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -62,8 +63,11 @@ def run_plan(plan: Plan, bench: Bench) -> Outcome:
         except BusyError:
             raise
         except Exception as error:
-            reason = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
-            failed = {**facts, "status": "failed", "reason": reason, "seconds": time.time() - started}
+            expected = isinstance(error, BenchError)
+            reason = str(error) if expected else f"{type(error).__name__}: {error}"
+            # A sweep's workers print to nobody: where it happened stands in the record alone.
+            where = {} if expected else {"traceback": "".join(traceback.format_exception(error))}
+            failed = {**facts, "status": "failed", "reason": reason, **where, "seconds": time.time() - started}
             bench.store.add_record(plan.key, failed)
             raise
         record["seconds"] = time.time() - started
