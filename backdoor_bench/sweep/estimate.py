@@ -78,7 +78,7 @@ class Past:
             config, device = record["config"], record["numerics"]["device"]
             trained = record["victim_was"] == "trained"
             if config.get("defense") is None:
-                # The victim's own seconds are those of its fit, and an attack may learn its trigger for hours before.
+                # Victims of earlier days say how long their fit took, without the trigger that their attack learned.
                 seconds = float(record["seconds"] if trained else record["victim_seconds"])
             elif trained:
                 seconds = sum(float(stage["seconds"]) for stage in record["stages"])
