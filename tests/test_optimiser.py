@@ -1,0 +1,118 @@
+"""What an optimiser or a schedule would refuse in the middle of a run is refused, in one sentence, by its plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backdoor_bench import api, optimiser
+from backdoor_bench.bench import Bench
+from backdoor_bench.errors import ConfigError
+from backdoor_bench.store import Store
+from backdoor_bench.sweep.compose import Composer
+from backdoor_bench.sweep.grid import Grid
+from backdoor_bench.sweep.plan import make_plan
+from tests.sweep.conftest import SMALL, make_loader
+
+OPTIM = "torch.optim"
+
+
+def recipe(optimizer: dict[str, Any] | None = None, **scheduler: Any) -> dict[str, Any]:
+    """A node as ``conf/recipe`` has it."""
+    node: dict[str, Any] = {"optimizer": {"_target_": f"{OPTIM}.SGD", "_partial_": True, "lr": 0.1} | (optimizer or {})}
+    if scheduler:
+        scheduler["_target_"] = f"{OPTIM}.lr_scheduler.{scheduler.pop('kind')}"
+        node["scheduler"] = {"_partial_": True, **scheduler}
+    return node
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (recipe({"lr": "fast"}), r"recipe\.optimizer\.lr=fast: expected a number$"),
+        (recipe({"lr": None}), r"recipe\.optimizer\.lr=null: expected a number$"),
+        (recipe({"lr": True}), r"recipe\.optimizer\.lr=True: expected a number$"),
+        (recipe({"lr": -1}), r"recipe\.optimizer: Invalid learning rate: -1; change its options$"),
+        (recipe({"nesterov": "yes"}), r"recipe\.optimizer\.nesterov=yes: expected true or false$"),
+        (recipe({"fused": 3}), r"recipe\.optimizer\.fused=3: expected true or false or null$"),
+        (recipe({"_target_": f"{OPTIM}.Adam", "betas": [0.9]}), r"betas=\[0\.9\]: expected a list of 2 values"),
+        (recipe({"_target_": f"{OPTIM}.Adam", "betas": ["a", 0.9]}), r"expected a list of 2 values, each a number$"),
+        (
+            recipe({"lrr": 1}),
+            r"unknown option of recipe\.optimizer \(torch\.optim\.SGD\) 'lrr'\. Did you mean lr\?.* "
+            r"~recipe\.optimizer\.lrr removes it\.$",
+        ),
+        (recipe({"_target_": f"{OPTIM}.Adam", "momentum": 0.9}), r"of recipe\.optimizer \(torch\.optim\.Adam\) 'm"),
+        (recipe({"params": 1}), r"unknown option of recipe\.optimizer \(torch\.optim\.SGD\) 'params'"),
+        (recipe({"_target_": f"{OPTIM}.SDG"}), r"recipe\.optimizer\._target_=torch\.optim\.SDG: there is no such"),
+        (recipe(kind="CosineAnnealingLR", T_max="long"), r"recipe\.scheduler\.T_max=long: expected a whole number$"),
+        (recipe(kind="CosineAnnealingLR", T_max=1.5), r"recipe\.scheduler\.T_max=1\.5: expected a whole number$"),
+        (recipe(kind="CosineAnnealingLR", T_max=0), r"recipe\.scheduler: .*; change its options$"),
+        (recipe(kind="CosineAnnealingLR"), r"recipe\.scheduler: .*T_max.*; change its options$"),
+        (recipe(kind="OneCycleLR", max_lr=0.1, anneal_strategy="sine"), r"anneal_strategy=sine: expected cos or lin"),
+        (recipe(kind="OneCycleLR", max_lr=[0.1, "b"]), r"expected a number or a list of values, each a number$"),
+        (recipe(kind="ReduceLROnPlateau", factor=2.0), r"recipe\.scheduler: Factor should be < 1\.0"),
+        (recipe(kind="StepLR", stepsize=3), r"unknown option of recipe\.scheduler .* Did you mean step_size"),
+    ],
+)  # fmt: skip
+def test_one_sentence_says_what_was_expected(node: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        optimiser.check(node, "recipe")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        recipe({"momentum": 0.9, "lr": 1}),
+        recipe({"_target_": f"{OPTIM}.Adam", "betas": [0.5, 0.9]}),
+        recipe({"_target_": f"{OPTIM}.LBFGS", "line_search_fn": "strong_wolfe"}),
+        recipe({"momentum": 0.9}, kind="OneCycleLR", max_lr=0.1),
+        recipe(kind="CosineAnnealingLR", T_max=5.0),
+        recipe(kind="MultiStepLR", milestones=[1, 2], gamma=0.5),
+        recipe(kind="ReduceLROnPlateau", patience=10, min_lr=[0.0]),
+        {"anything": [1, {"else": None}]},
+    ],
+)
+def test_what_they_take_is_taken(node: dict[str, Any]) -> None:
+    optimiser.check(node, "recipe")
+
+
+def test_a_schedule_that_moves_by_step_is_looked_into() -> None:
+    inner = {"_target_": f"{OPTIM}.lr_scheduler.StepLR", "_partial_": True, "step_size": 3}
+    outer = {"_target_": "backdoor_bench.training.by_step", "_partial_": True, "scheduler": inner}
+    node = recipe() | {"scheduler": outer}
+    optimiser.check(node, "")
+    inner["step_size"] = "wide"
+    with pytest.raises(ConfigError, match=r"^scheduler\.scheduler\.step_size=wide: expected a whole number$"):
+        optimiser.check(node, "")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recipe.optimizer.lr=fast", r"^recipe\.optimizer\.lr=fast: expected a number$"),
+        ("+recipe.optimizer.lrr=1", r"'lrr'\. Did you mean lr\?"),
+        (
+            "defense.stages.finetune.optimizer.momentum=much",
+            r"^defense\.stages\.finetune\.optimizer\.momentum=much: expected a number$",
+        ),
+    ],
+)
+def test_a_run_is_refused_when_it_is_planned(compose, tmp_path, override: str, message: str) -> None:
+    bench = Bench(Store(tmp_path / "store"))
+    with pytest.raises(ConfigError, match=message):
+        bench.plan(compose("+attack=badnet", "+defense=ft", override))
+
+
+def test_a_sweep_is_refused_before_it_starts(tmp_path) -> None:
+    axes = {"dataset": ["digits"], "attack": ["badnet"], "defense": ["ft"], "recipe.optimizer.lr": [0.1, "fast"]}
+    composer = Composer(make_loader(), [*SMALL, f"store_dir={tmp_path / 'store'}"])
+    with pytest.raises(ConfigError, match=r"^digits badnet ft lr=fast: recipe\.optimizer\.lr=fast: expected a number$"):
+        make_plan(Grid.read(axes), composer, Bench(Store(tmp_path / "store")))
+
+
+def test_a_handed_over_network_too() -> None:
+    with pytest.raises(ConfigError, match=r"^stages\.finetune\.optimizer\.lr=fast: expected a number$"):
+        api._method("ft", {"stages.finetune.optimizer.lr": "fast"})
