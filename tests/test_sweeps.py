@@ -121,6 +121,14 @@ def test_the_commands_to_go_on_and_to_retry_do_the_same_sweep(run, given: Given,
     assert len(given.jobs) == 2  # and the training that it needs
 
 
+def test_a_retry_of_another_sweeps_runs_is_refused(run, given: Given, tmp_path: Path) -> None:
+    (tmp_path / "failed").write_text("0123\n4567\n")
+    status, said = run("+sweep=mine", f"sweep.retry={tmp_path / 'failed'}")
+    assert status == 1
+    assert "none of its 2 keys is a run of this sweep; type the command that the sweep printed" in said
+    assert not given.jobs
+
+
 def test_a_plain_multirun_can_be_a_grid(run, given: Given) -> None:
     run("-m", "hydra/sweeper=grid", "+attack=badnet,sig", "+defense=ft", "spc=2,10")
     assert [job.label for job in given.jobs if "defense" in job.config] == [

@@ -24,7 +24,11 @@ class SweepPlan:
     Attributes:
         jobs: what is to do, in order; trainings of victims that the grid does not list are among them.
         runs, victims: of the grid, whether they can be done here or not.
-        planned: runs of the grid that can be done here, in this shard.
+        planned: runs of the grid that can be done here, in this shard, among those that are asked for.
+        same: points of the grid that are the same run as another one: they differ in words alone.
+        elsewhere: runs of other shards.
+        unasked: runs that can be done here and are not among the keys that were given.
+        strangers: of those keys, the ones that are no runs of this grid.
         done, failed: of the planned ones, those with an ``ok`` record, and those with failed attempts alone.
         train: victims that something is to be done with and that are not in the store.
         extra: jobs that only train a victim and are no run of the grid.
@@ -39,6 +43,10 @@ class SweepPlan:
     runs: int = 0
     victims: int = 0
     planned: int = 0
+    same: int = 0
+    elsewhere: int = 0
+    unasked: int = 0
+    strangers: int = 0
     done: int = 0
     failed: int = 0
     train: int = 0
@@ -84,6 +92,9 @@ def make_plan(
     """
     plan, victims = _compose(grid, composer, bench, keys)
     chosen = {key: victim for key, victim in victims.items() if victim.number % shard[1] == shard[0] - 1}
+    plan.elsewhere = sum(len(victim.runs) for key, victim in victims.items() if key not in chosen)
+    if keys is not None:
+        plan.strangers = len(set(keys).difference(*(victim.runs for victim in victims.values())))
     past = Past.read(bench.store, (run for victim in chosen.values() for run in victim.runs))
     waiting = []
     for key, victim in chosen.items():
@@ -127,13 +138,17 @@ def _compose(
             plan.absent[str(error)] += 1
             continue
         planned = _plan(config, bench, plan, point)
-        if planned is None or (keys is not None and planned.key not in keys):
+        if planned is None:
+            continue
+        if keys is not None and planned.key not in keys:
+            plan.unasked += 1
             continue
         facts = (planned.architecture or "", planned.attack, planned.numerics.device.type)
         if planned.victim_key not in victims:
             label = _label(meaningful({**point, "defense": NONE}), varied)
             victims[planned.victim_key] = _Victim(facts, number, label)
         victim = victims[planned.victim_key]
+        plan.same += planned.key in victim.runs
         victim.runs.setdefault(planned.key, Job(planned.key, planned.victim_key, config, _label(point, varied)))
         if config.get("defense") is None:
             victim.trainer = planned.key

@@ -31,9 +31,13 @@ def show(
     table.add_row("runs to do", f"{to_do:,}" + (f" (+{plan.extra:,} trainings alone)" if plan.extra else ""))
     table.add_row("done already", f"{plan.done:,}")
     table.add_row("failed before", f"{plan.failed:,}")
-    left_out = plan.runs - plan.planned
-    if left_out:
-        table.add_row("not here", f"{left_out:,}")
+    impossible = sum(counted.total() for counted in (plan.missing, plan.absent, plan.impossible))
+    for what, count in (
+        ("in other shards", plan.elsewhere), ("not asked for", plan.unasked), ("same as another", plan.same),
+        ("not possible here", impossible),
+    ):  # fmt: skip
+        if count:
+            table.add_row(what, f"{count:,}")
     console.print(table)
     console.print(f"expected, one after the other: {_expected(plan)}", soft_wrap=True)
     for line in left_out_lines(plan):
@@ -41,13 +45,15 @@ def show(
 
 
 def left_out_lines(plan: SweepPlan) -> Iterator[str]:
-    """What of the grid is not done, and why."""
+    """What of the grid, and of the keys to retry, is not done, and why."""
     if plan.missing:
         yield f"skipped, not there yet: {_listed(plan.missing)}"
     for reason, count in plan.absent.most_common():
         yield f"not on this machine ({count:,} runs): {reason}"
     for reason, count in plan.impossible.most_common():
         yield f"skipped, cannot be ({count:,} runs): {reason}"
+    if plan.strangers:
+        yield f"skipped, keys to retry that are no runs of this sweep: {plan.strangers:,}"
 
 
 def _listed(missing: Counter[str]) -> str:

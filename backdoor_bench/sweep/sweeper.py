@@ -76,6 +76,11 @@ class GridSweeper(Sweeper):
                 f"{count:,} runs of this sweep need a data set that is not here, so nothing was started: {reason}"
                 + (f"; or leave them out with sweep.only.dataset=[{here}]" if here else "")
             )
+        if not plan.planned and keys is not None:
+            raise ConfigError(
+                f"sweep.retry={options['retry']}: none of its {len(keys):,} keys is a run of this sweep; type the "
+                "command that the sweep printed when it ended"
+            )
         if not plan.planned and plan.impossible:
             raise ConfigError(f"no run of this sweep can be: {plan.impossible.most_common(1)[0][0]}")
         again = command(self._config.hydra)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from backdoor_bench.bench import Bench
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.store import RECORD_FORMAT, Store
+from backdoor_bench.sweep import plan_table
 from backdoor_bench.sweep.compose import Composer
 from backdoor_bench.sweep.grid import Grid
 from backdoor_bench.sweep.plan import SweepPlan, make_plan
@@ -146,8 +149,34 @@ def test_shards_are_whole_victims_and_together_the_whole(plan) -> None:
 
 def test_only_named_runs_are_planned_again(plan) -> None:
     wanted = plan().jobs[2]
-    found = plan(keys={wanted.key})
+    found = plan(keys={wanted.key, "of another sweep"})
     assert (found.planned, [job.key for job in found.jobs][1:]) == (1, [wanted.key])
+    assert (found.unasked, found.strangers) == (9, 1)
+    assert list(left_out_lines(found)) == ["skipped, keys to retry that are no runs of this sweep: 1"]
+
+
+def test_every_point_of_a_grid_is_counted_once(plan) -> None:
+    """0.05 is what no regime at all means; vgg11 has no BatchNorm; another shard has other victims."""
+    axes = {
+        "dataset": ["digits"], "model": ["preact_resnet18", "vgg11"], "attack": ["badnet", "blended"],
+        "defense": ["none", "ft", "unibp", "nad"], "clean_ratio": [None, 0.05, 0.1],
+    }  # fmt: skip
+    found = plan(axes, shard=(1, 4))
+    assert found.runs == 2 * 2 * (1 + 3 * 3)
+    impossible = sum(counted.total() for counted in (found.missing, found.absent, found.impossible))
+    assert (found.planned, found.elsewhere) == (1 + 2 + 2, 5 + 2 * 3)
+    assert found.same == 2 * 2 + 2 * 1
+    assert found.planned + found.elsewhere + found.same + impossible == found.runs
+    rows = shown(found, "1/4")
+    assert "in other shards │ 11" in rows
+    assert "same as another │ 6" in rows
+    assert f"not possible here │ {impossible}" in rows
+
+
+def shown(found: SweepPlan, shard: str) -> str:
+    written = io.StringIO()
+    plan_table.show(found, "grid", 0.0, "store", shard, Console(file=written, width=100))
+    return " ".join(written.getvalue().split())
 
 
 def test_what_is_known_and_not_there_yet_is_counted_and_left_out(plan, monkeypatch) -> None:
