@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoor_bench import progress
+from backdoor_bench import output, progress
 from backdoor_bench.errors import BenchError, ConfigError, unknown
 from backdoor_bench.store import Store
 
@@ -61,6 +62,7 @@ def write(store: Store, target: Path, filters: Mapping[str, str]) -> int:
 
     Raises:
         ConfigError: a filter names no column, or no record fits.
+        StoreError: the file cannot be written.
     """
     for name in filters:
         if name not in COLUMNS:
@@ -73,20 +75,31 @@ def write(store: Store, target: Path, filters: Mapping[str, str]) -> int:
     if not chosen:
         raise ConfigError(f"no record in {store.root} fits; run one first: python -m backdoor_bench +attack=badnet")
     chosen.sort(key=lambda parts: [str(parts[-1][n]) for n in ("dataset", "attack", "defense", "repetition", "key")])
-    with target.open("w", newline="") as file:
-        found = [row for parts in chosen for row in parts]
-        extra = sorted({name for row in found for name in row}.difference(COLUMNS))
-        writer = csv.DictWriter(file, [*COLUMNS, *extra], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
+    found = [row for parts in chosen for row in parts]
+    extra = sorted({name for row in found for name in row}.difference(COLUMNS))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [*COLUMNS, *extra], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    output.write(file.getvalue(), target)
     return len(chosen)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m backdoor_bench.records", description="Records as CSV.")
-    parser.add_argument("target", type=Path)
-    parser.add_argument("filters", nargs="*", metavar="COLUMN=VALUE")
-    parser.add_argument("--store-dir", default=os.environ.get("BACKDOOR_BENCH_STORE", "./store"))
+    parser = argparse.ArgumentParser(
+        prog="python -m backdoor_bench.records",
+        description="The store's records as one CSV: a row for the victim, for each stage, and for the whole run.",
+    )
+    parser.add_argument("target", type=Path, metavar="OUT.csv", help="file to write")
+    parser.add_argument(
+        "filters", nargs="*", metavar="COLUMN=VALUE", help="only these runs: dataset=cifar10 attack=badnet"
+    )
+    parser.add_argument(
+        "--store-dir",
+        metavar="DIR",
+        default=os.environ.get("BACKDOOR_BENCH_STORE", "./store"),
+        help="the store (default: BACKDOOR_BENCH_STORE, else ./store)",
+    )
     options = parser.parse_intermixed_args(arguments)
     try:
         pairs = [text.partition("=") for text in options.filters]

@@ -43,3 +43,15 @@ def test_what_does_not_fit_is_said_and_nothing_is_written(
     assert main([str(target), *filters, "--store-dir", str(STORE)]) == 1
     assert message in capsys.readouterr().err
     assert not target.exists()
+
+
+def test_a_file_that_cannot_be_written_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["/proc/no/out.csv", "--store-dir", str(STORE)]) == 1
+    assert "error: cannot write /proc/no/out.csv: No such file or directory; choose" in capsys.readouterr().err
+
+
+def test_the_help_names_the_file_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "OUT.csv" in capsys.readouterr().out
