@@ -15,6 +15,7 @@ import numpy as np
 
 from backdoor_bench.errors import ConfigError, StoreError, unknown
 from backdoor_bench.report import chance, pool
+from backdoor_bench.report.counting import counting, twins
 from backdoor_bench.report.reading import RUN, STAGE
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Records:
             without a defense). Failed runs are in it: ``status``.
         stages: one row per stage of these runs; columns :data:`reading.STAGE`.
         skipped: files that hold no readable record.
-        repeated: how many records were left out because another of the same run counts (copies, earlier attempts).
+        repeated: how many records were left out because another of the same run counts (copies, earlier attempts,
+            earlier versions).
     """
 
     runs: DataFrame
@@ -64,6 +66,9 @@ class Records:
         failed, weak = int((self.runs.status == "failed").sum()), int(self.ok.weak_attack.fillna(False).sum())
         lines += [f"{failed:,} failed"] * bool(failed) + [f"{weak:,} of a weak attack"] * bool(weak)
         idle, broken = int(chance.victims(self.ok).sum()), int(chance.purified(self.ok).sum())
+        alike = twins(self.ok)
+        lines += [f"{alike:,} victims alike in all that records say, the seed too, and each counted: other versions, "
+                  "precision or images; choose by victim=KEY or precision="] * bool(alike)  # fmt: skip
         lines += [f"{idle:,} of a victim at chance"] * bool(idle)
         lines += [f"{broken:,} left at chance by the defense"] * bool(broken)
         lines += [f"{count:,} {what} not counted again" for what, count in self.repeated.items() if count]
@@ -107,7 +112,7 @@ def load(sources: Sequence[Path | str] = (), filters: Mapping[str, str] | Sequen
     parts.append((_frame(runs_read, RUN), _frame(stages_read, STAGE)))
     del runs_read, stages_read
     filled = [part for part in parts if len(part[0])] or parts[-1:]
-    runs, repeated = _counting(pd.concat([part[0] for part in filled], ignore_index=True))
+    runs, repeated = counting(pd.concat([part[0] for part in filled], ignore_index=True))
     if not len(runs):
         raise nothing(places, skipped)
     runs = select(chance.fill(runs.assign(regime=_regimes(runs))), wanted)
@@ -209,15 +214,6 @@ def _regimes(runs: DataFrame) -> Series:
     pairs = list(zip(runs.spc.astype("float64"), runs.clean_ratio, strict=True))
     names = {pair: regime(*pair) for pair in set(pairs)}
     return _series([names[pair] for pair in pairs], "str")
-
-
-def _counting(runs: DataFrame) -> tuple[DataFrame, dict[str, int]]:
-    """Of each run the latest ``ok`` record, else the latest; and how many were copies or earlier attempts."""
-    single = runs.drop_duplicates(["key", "sha256"])
-    order = single.assign(ok=single.status == "ok").sort_values(["key", "ok", "started", "record"])
-    counting = order.drop_duplicates("key", keep="last").drop(columns="ok").reset_index(drop=True)
-    copies, earlier = len(runs) - len(single), len(single) - len(counting)
-    return counting, {"copies of records": copies, "earlier attempts": earlier}
 
 
 def _files(place: Path) -> Iterator[tuple[str, str]]:

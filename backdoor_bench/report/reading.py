@@ -47,6 +47,8 @@ STAGE: Mapping[str, str] = {
 
 _METRICS = ("acc", "asr", "ra")
 _GAINS = ("der", "arr", "rdr")
+GIVEN = " (given file)"
+"""What the attack's name of a network that came as a file ends with."""
 _KEY = re.compile(r"[\w-]{1,100}")
 
 
@@ -140,7 +142,7 @@ class Rows:
             "reason": None if done else str(record.get("reason"))[:LONGEST],
             **{c: self._text(record, c) for c in ("victim", "started", "dataset", "variant", "preset")},
             **{c: self._text(record, c, True) for c in ("architecture", "attack", "defense")},
-            **({"attack": self._keep(f"{_attack_name(record)} (given file)")} if record.get("given") else {}),
+            **({"attack": self._keep(f"{_attack_name(record)}{GIVEN}")} if record.get("given") else {}),
             "width": _whole(config["model"].get("width")),
             "poisoning_ratio": fraction(record, "poisoning_ratio"),
             "effective_poisoning_ratio": fraction(record, "effective_poisoning_ratio"),

@@ -27,11 +27,11 @@ def old(path: Path) -> None:
 
 def test_records_say_it_and_older_ones_are_told_by_data_set_and_accuracy(write: Write, folder: Path) -> None:
     write(key="a", victim_at_chance=False, at_chance=True, acc=0.5)  # what a record says counts
-    old(write(key="b", acc=0.1058))
-    old(write(key="c", before__acc=0.1, acc=0.1))
-    old(write(key="d"))
+    old(write(key="b", repetition=1, acc=0.1058))
+    old(write(key="c", repetition=2, before__acc=0.1, acc=0.1))
+    old(write(key="d", repetition=3))
     old(write(key="e", dataset="mine", acc=0.1))
-    old(write(key="f", status="failed", reason="no disk"))
+    old(write(key="f", repetition=4, status="failed", reason="no disk"))
     found = frame.load([folder])
     told = {row.key: (row.victim_at_chance, row.at_chance) for row in found.runs.itertuples()}
     assert told["a"] == (False, True)

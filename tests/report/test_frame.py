@@ -90,7 +90,8 @@ def test_a_run_counts_once_by_its_latest_good_attempt(write: Write, folder: Path
     records = frame.load([folder, copy])
     assert list(records.runs.acc) == [0.6]
     assert len(records.stages) == 1
-    assert records.repeated == {"copies of records": 1, "earlier attempts": 2}
+    assert list(records.repeated.values()) == [1, 2, 0]
+    assert "1 copies of records not counted again" in records.notes()
     assert "2 earlier attempts not counted again" in records.notes()
 
 
@@ -160,7 +161,7 @@ def test_without_records_it_says_what_to_run(folder: Path, write: Write) -> None
 
 def test_several_processes_read_what_one_reads(write: Write, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(7):
-        write(key=f"k{number}", acc=0.8 + number / 100)
+        write(key=f"k{number}", repetition=number, acc=0.8 + number / 100)
     write(key="half").write_text("{")
     alone = frame.load([folder])
     monkeypatch.setattr(pool, "FEWEST", 1)
@@ -187,10 +188,10 @@ def test_parquet_gives_back_the_same_frames(write: Write, folder: Path, tmp_path
 
 def test_a_compacted_store_reads_new_records_and_forgets_removed_ones(write: Write, folder: Path) -> None:
     write()
-    gone = write(key="k1")
+    gone = write(key="k1", repetition=1)
     frame.compact(folder)
     gone.unlink()
-    write(key="k2")
+    write(key="k2", repetition=2)
     assert list(frame.load([folder]).runs.key) == ["k0", "k2"]
 
 

@@ -40,7 +40,7 @@ def test_the_ending_chooses_the_format(store: str, tmp_path: Path, name: str, pa
 def test_a_page_for_each_set_of_records(store: str, write: Write, folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     (folder / "README.md").write_text("how")
-    write(key="k2", asr=0.1)
+    write(key="k2", repetition=1, asr=0.1)
     (other / "runs" / "k2").mkdir(parents=True)
     (folder / "runs" / "k2" / "0001.json").rename(other / "runs" / "k2" / "0001.json")
     assert main([store, str(other), "--pages", "--out", str(tmp_path / "docs" / "results.md")]) == 0
