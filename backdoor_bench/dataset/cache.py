@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 
 from backdoor_bench import progress
 from backdoor_bench.dataset.augmentation import Augmentation
-from backdoor_bench.dataset.base import Data, Dataset, ImageSet, Manifest, describe
-from backdoor_bench.dataset.part import Part
+from backdoor_bench.dataset.base import Data, ImageSet, Manifest, describe
+from backdoor_bench.dataset.part import Part, PartedDataset
 from backdoor_bench.errors import ConfigError, DataError, StoreError
 from backdoor_bench.store import files
 
@@ -50,7 +50,7 @@ class Unusable(Exception):
         self.damaged = damaged
 
 
-class CachedDataset(Dataset):
+class CachedDataset(PartedDataset):
     """A data set that is decoded once. Subclasses say where it lies (:meth:`locate`).
 
     The cache is served first. It is decoded again when the class's ``version`` or its :meth:`settings` change, or
@@ -74,8 +74,7 @@ class CachedDataset(Dataset):
         max_train: int | None = None,
         max_test: int | None = None,
     ) -> None:
-        super().__init__(name, augmentation, mean, std)
-        self.part = Part(max_train, max_test)
+        super().__init__(name, augmentation, mean, std, max_train, max_test)
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"dataset.name={name}: expected letters, digits, '-', '_' or '.', for it names files")
         self.data_dir, self.download = Path(data_dir).expanduser().resolve(), download

@@ -6,30 +6,17 @@ import torch
 from torch.nn import functional as F
 
 from backdoor_bench import seeding
-from backdoor_bench.dataset.augmentation import Augmentation
-from backdoor_bench.dataset.base import Data, Dataset, ImageSet, Manifest, describe
-from backdoor_bench.dataset.part import Part
+from backdoor_bench.dataset.base import Data, ImageSet, Manifest, describe
+from backdoor_bench.dataset.part import PartedDataset
 
 
-class Digits(Dataset):
+class Digits(PartedDataset):
     """1,797 grey 8x8 digits (Alpaydin and Kaynak 1998), enlarged bilinearly to 32x32 RGB.
 
     A fixed, seeded fifth of each class is the test set. Nothing is cached: making it takes milliseconds.
     """
 
     version = 1
-
-    def __init__(
-        self,
-        name: str,
-        augmentation: Augmentation,
-        mean: tuple[float, ...] = (),
-        std: tuple[float, ...] = (),
-        max_train: int | None = None,
-        max_test: int | None = None,
-    ) -> None:
-        super().__init__(name, augmentation, mean, std)
-        self.part = Part(max_train, max_test)
 
     def load(self) -> Data:
         from sklearn.datasets import load_digits

@@ -8,7 +8,8 @@ from fractions import Fraction
 import torch
 
 from backdoor_bench import seeding
-from backdoor_bench.dataset.base import Data, ImageSet, describe
+from backdoor_bench.dataset.augmentation import Augmentation
+from backdoor_bench.dataset.base import Data, Dataset, ImageSet, describe
 from backdoor_bench.dataset.split import apportion
 from backdoor_bench.errors import ConfigError, DataError
 
@@ -54,6 +55,26 @@ class Part:
         variant = f"{whole.variant[:-1]}; " if whole.variant.endswith(")") else f"{whole.variant} ("
         variant += f"{len(train):,} + {len(test):,} images)"
         return Data(train, test, describe(whole.name, variant, whole.class_names, train, test), data.augmentation)
+
+
+class PartedDataset(Dataset):
+    """A data set of which a run may take a part.
+
+    Args:
+        max_train, max_test: see :class:`Part`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        augmentation: Augmentation,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+        max_train: int | None = None,
+        max_test: int | None = None,
+    ) -> None:
+        super().__init__(name, augmentation, mean, std)
+        self.part = Part(max_train, max_test)
 
 
 def _few(data: ImageSet, class_sizes: tuple[int, ...], most: int | None, title: str, option: str) -> ImageSet:
