@@ -2,57 +2,34 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from backdoor_bench import progress
-from backdoor_bench.errors import BenchError, ConfigError, root_cause
+from backdoor_bench import cores, progress
+from backdoor_bench.errors import BenchError, root_cause
+from backdoor_bench.sweep import ray_start
 from backdoor_bench.sweep.job import Job, Report
 from backdoor_bench.sweep.pool import Done, Event, Lost, Ready
-from backdoor_bench.sweep.worker import MakeWork, attempt
+from backdoor_bench.sweep.ray_start import first_line
+from backdoor_bench.sweep.ray_worker import Worker
+from backdoor_bench.sweep.worker import MakeWork
 
-OBJECT_STORE_BYTES = 100 * 2**20  # jobs and reports are kilobytes
 SECONDS_BETWEEN_COUNTS = 3.0
 SECONDS_UNTIL_WORRY = 60.0
-SECONDS_TO_ANSWER = 10.0
 FAILED_STARTS = 3
-
-
-class Worker:
-    """Lives in a process of its own, on one device. Nothing heavy is imported before :meth:`prepare`."""
-
-    def __init__(self, make_work: MakeWork, threads: int | None, folder: str) -> None:
-        if threads is not None:  # before torch: it reads them once
-            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-                os.environ[name] = str(threads)
-        with suppress(OSError):  # relative paths mean what they mean where the sweep was started
-            os.chdir(folder)
-        self._make_work = make_work
-
-    def prepare(self) -> tuple[str, str, str]:
-        """Import and build what jobs need. Returns host, node and device (empty: the CPU)."""
-        self._work = self._make_work()
-        context = ray.get_runtime_context()
-        return socket.gethostname(), context.get_node_id(), ",".join(context.get_accelerator_ids().get("GPU", ()))
-
-    def run(self, job: Job) -> Report:
-        return attempt(self._work, job)
-
-    def release(self) -> None:
-        self._work.release()
+SECONDS_UNTIL_NEXT_START = 60.0
+RESTARTS = 3
 
 
 @dataclass
@@ -60,7 +37,6 @@ class _Actor:
     handle: Any
     name: str = ""
     node: str = ""
-    born: float = field(default_factory=time.monotonic)
 
 
 def connect(
@@ -71,35 +47,23 @@ def connect(
     Returns None where one worker is all there is to have, which needs no Ray.
 
     Raises:
-        ConfigError: nothing answers at the address, or there is no GPU for a worker that was asked for.
+        ConfigError: nothing answers at the address.
+        BenchError: Ray does not start on this machine.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    cores, gpus = len(os.sched_getaffinity(0)), _local_gpus() if gpus_per_worker else 0
+    here, gpus = cores.available(), _local_gpus() if gpus_per_worker else 0
     if gpus == 0 and address is None:
         gpus_per_worker = 0.0
-    if address is None and workers is None and (cores if gpus == 0 else int(gpus / gpus_per_worker)) == 1:
+    if address is None and workers is None and (here if gpus == 0 else int(gpus / gpus_per_worker)) == 1:
         return None
     started = not ray.is_initialized()
+    start = partial(ray_start.start, address, max(here, workers or 1))
     if started:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address is None:
-            options |= {"address": "local", "num_cpus": max(cores, workers or 1), "include_dashboard": False,
-                        "object_store_memory": OBJECT_STORE_BYTES}  # fmt: skip
-        else:
-            options |= {"address": address}
-        try:
-            if address is not None:
-                _knock(address)
-            ray.init(**options)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"no Ray cluster answers at address={address} ({_first_line(error)}); start one with "
-                "'ray start --head' there and 'ray start --address=HOST:6379' on the other machines, or leave the "
-                "address out: Ray is then started on this machine"
-            ) from None
+        start()
     if gpus_per_worker and not ray.cluster_resources().get("GPU"):
         gpus_per_worker = 0.0
-    return RayPool(make_work, workers, gpus_per_worker, stop_ray=started)
+    own = started and address is None
+    return RayPool(make_work, workers, gpus_per_worker, stop_ray=started, start_ray=start if own else None)
 
 
 class RayPool:
@@ -110,20 +74,25 @@ class RayPool:
         workers: how many at most; None: one per device share, or one per core where there are no GPUs.
         gpus_per_worker: share of a GPU that each has; 0: they compute on CPUs, each with its share of the cores.
         stop_ray: whether to leave Ray at the end (and stop it, if it was started here).
+        start_ray: starts it once more on this machine, where it may die like a worker; None: others look after it.
     """
 
     def __init__(
-        self, make_work: MakeWork, workers: int | None, gpus_per_worker: float = 0.0, stop_ray: bool = False
-    ) -> None:
+        self, make_work: MakeWork, workers: int | None, gpus_per_worker: float = 0.0, stop_ray: bool = False,
+        start_ray: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         self._make_work = make_work
         self._workers = workers
         self._gpus = gpus_per_worker
         self._stop_ray = stop_ray
+        self._start_ray = start_ray
+        self._restarts = 0
         self._starting: dict[Any, _Actor] = {}
         self._running: dict[Any, str] = {}
         self._actors: dict[str, _Actor] = {}
         self._numbers = count()
         self._failed_starts = 0
+        self._failed_at = 0.0
         self._counted = -SECONDS_BETWEEN_COUNTS
         self._alone_since = time.monotonic()
         self._worried = False
@@ -139,7 +108,9 @@ class RayPool:
             ray.get([handle.release.remote() for handle in handles], timeout=60)
 
     def wait(self, timeout: float) -> Sequence[Event]:
-        self._top_up()
+        lost = self._top_up()
+        if lost:
+            return lost
         waiting = [*self._running, *self._starting]
         if not waiting:
             time.sleep(timeout)
@@ -166,7 +137,7 @@ class RayPool:
         try:
             report: Report = ray.get(ref)
         except RayTaskError as error:  # not the job's: what it raises becomes a report
-            report = Report("failed", _first_line(root_cause(error)))
+            report = Report("failed", first_line(root_cause(error)))
         except RayError as error:
             node = self._bury(worker).node
             return [Lost(worker, _loss(error, node))]
@@ -182,14 +153,16 @@ class RayPool:
         except RayError as error:
             with suppress(RayError):
                 ray.kill(actor.handle)
-            self._failed_starts += 1
+            self._failed_starts, self._failed_at = self._failed_starts + 1, time.monotonic()
             cause = root_cause(error.cause if isinstance(error, RayTaskError) else error)
             if isinstance(cause, BenchError) and not self._actors:  # the user's to mend: no use in trying again
                 raise cause from None
             if self._failed_starts >= FAILED_STARTS and not self._actors:
-                raise BenchError(f"no worker starts; the last one said: {_first_line(cause)}") from None
+                raise BenchError(f"no worker starts; the last one said: {first_line(cause)}") from None
+            if self._failed_starts == FAILED_STARTS:
+                progress.say(f"no further worker starts ({first_line(cause)}); tried again every minute")
             return []
-        self._failed_starts = 0
+        self._failed_starts = self._restarts = 0
         number = next(self._numbers)
         elsewhere = "" if host == socket.gethostname() else f"{host} "
         # The number keeps names apart where several share a GPU, or simulated nodes a host.
@@ -204,7 +177,7 @@ class RayPool:
         self._counted = -SECONDS_BETWEEN_COUNTS
         return actor
 
-    def _top_up(self) -> None:
+    def _top_up(self) -> list[Event]:
         """Start workers for devices that have none: at the beginning, after a loss, and when a node joins."""
         now = time.monotonic()
         if self._actors:
@@ -213,21 +186,44 @@ class RayPool:
             self._worried = True
             progress.say("no worker has started for a minute; waiting for devices (see: ray status)")
         if now - self._counted < SECONDS_BETWEEN_COUNTS:
-            return
+            return []
         self._counted = now
-        wanted = self._wanted()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if not nodes and not self._running and self._start_ray is not None:
+            return self._restart(self._start_ray)
+        wanted = self._wanted(node["Resources"] for node in nodes)
         for ref, actor in list(self._starting.items()):
             if len(self._actors) + len(self._starting) <= wanted:
                 break
             del self._starting[ref]  # its node is gone: it would wait for ever
             ray.kill(actor.handle)
-        while len(self._actors) + len(self._starting) < wanted and self._failed_starts < FAILED_STARTS:
+        if self._failed_starts >= FAILED_STARTS and now - self._failed_at < SECONDS_UNTIL_NEXT_START:
+            return []
+        while len(self._actors) + len(self._starting) < wanted:
             actor = self._spawn()
             self._starting[actor.handle.prepare.remote()] = actor
+        return []
 
-    def _wanted(self) -> int:
+    def _restart(self, start_ray: Callable[[], None]) -> list[Event]:
+        """Start Ray again: nobody else would. Its workers have died with it; returns those that had nothing to do."""
+        self._restarts += 1
+        if self._restarts > RESTARTS:
+            raise BenchError(
+                "Ray dies on this machine before any worker is ready: it is short of memory, or too busy; "
+                "hydra.launcher.workers=1 does one run after the other without it"
+            )
+        progress.say("Ray has died on this machine, and its workers with it; it is started again")
+        idle: list[Event] = [Lost(name, "Ray has died") for name in self._actors]
+        self._actors.clear()
+        self._starting.clear()
+        ray.shutdown()
+        start_ray()
+        self._kind = ray.remote(Worker)
+        self._counted = -SECONDS_BETWEEN_COUNTS
+        return idle
+
+    def _wanted(self, nodes: Iterable[Mapping[str, float]]) -> int:
         """One worker per share of a GPU that is in the cluster now, or as many as were asked for."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if self._gpus:
             most = sum(int(node.get("GPU", 0) / self._gpus + 1e-6) for node in nodes)
             return most if self._workers is None else min(most, self._workers)
@@ -248,13 +244,6 @@ class RayPool:
         return max(1, int(cores // (self._workers or cores)))
 
 
-def _knock(address: str) -> None:
-    """Raise OSError at once if nobody listens at ``host:port``; Ray itself tries for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "//" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
-
-
 def _local_gpus() -> int:
     import torch
 
@@ -264,11 +253,6 @@ def _local_gpus() -> int:
 def _loss(error: RayError, node: str) -> str:
     """Why a worker is gone, in a few words; Ray itself takes a paragraph."""
     if not isinstance(error, RayActorError):
-        return _first_line(error)
+        return first_line(error)
     alive = any(known["Alive"] for known in ray.nodes() if known["NodeID"] == node)
     return "its process died: killed, or the machine is short of memory" if alive else "its node is gone"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

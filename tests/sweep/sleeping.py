@@ -28,7 +28,8 @@ class Sleeping:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(job.config.get("seconds", 0.0))
         self._append("log", job.key)
-        facts = {"pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS"), "folder": os.getcwd()}
+        threads = os.environ.get("OMP_NUM_THREADS")
+        facts = {"pid": os.getpid(), "threads": threads, "nice": os.nice(0), "folder": os.getcwd()}
         return Report("ok", None, facts, time.monotonic() - started)
 
     def release(self) -> None:
