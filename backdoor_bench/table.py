@@ -19,6 +19,10 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
+def _with_unit(value: float | None) -> str:
+    return percent(value) + ("" if value is None else " %")
+
+
 def print_run(record: Record, path: str, console: Console | None = None) -> None:
     """The run's stages with ACC, ASR, RA and seconds; then what the defense did, and where the record is."""
     console = console or _console()
@@ -49,7 +53,7 @@ def print_run(record: Record, path: str, console: Console | None = None) -> None
         table.add_row("purified", *_metrics(record, extra), f"{spent:.1f}", style="bold")
     console.print(table)
     if record["stages"]:
-        gains = "  ".join(f"{name.upper()} {percent(record[name])} %" for name in ("der", "arr", "rdr"))
+        gains = "  ".join(f"{name.upper()} {_with_unit(record[name])}" for name in ("der", "arr", "rdr"))
         clean = record["clean"]
         console.print(
             f"{gains}   (clean images: {clean['train']} to train, {clean['validation']} to validate)", soft_wrap=True

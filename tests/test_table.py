@@ -74,7 +74,7 @@ def test_what_was_not_measured_is_a_dash_or_left_empty() -> None:
     assert "no attack / unibp" in text
     assert cells(text, "clean network") == ["clean network", "50.00", "-", "-", "12.3"]
     assert cells(text, "prune") == ["prune", "", "", "", "2.5"]
-    assert "DER - %" in text
+    assert "DER -  ARR" in text
 
 
 def test_a_weak_attack_is_said() -> None:
