@@ -90,8 +90,8 @@ class Bench:
 
         Nothing is trained, and nothing read but the data set's manifest and the hash of a given file.
         """
-        for name in ("seed", "repetition"):
-            require_whole(name, config[name], 0)
+        # As whole numbers: generators are seeded by how a number is written, and 5.0 is no other run than 5.
+        config = {**config, **{name: require_whole(name, config[name], 0) for name in ("seed", "repetition")}}
         config, given = suspects.resolve(config, self.store)
         trainer = config["trainer"]
         numerics = Numerics.resolve(config["device"], trainer["precision"], trainer["channels_last"])

@@ -285,6 +285,15 @@ def test_stages_declare_what_they_take_and_give() -> None:
                 assert kind.gives() is None or issubclass(kind.gives(), Output)
 
 
+def test_a_seed_written_as_a_float_is_the_same_run(compose, store) -> None:
+    plans = [
+        Bench(store).plan(compose("+attack=badnet", "+defense=ft", f"seed={seed}", f"repetition={repetition}"))
+        for seed, repetition in (("5", "2"), ("5.0", "2.0"))
+    ]
+    assert plans[0].key == plans[1].key
+    assert {repr((plan.config["seed"], plan.config["repetition"])) for plan in plans} == {"(5, 2)"}
+
+
 @pytest.mark.parametrize("wrong", ["seed=abc", "seed=-1", "repetition=1.5", "recipe.epochs=two", "recipe.epochs=0"])
 def test_what_must_be_a_whole_number_is_refused_when_a_run_is_planned(wrong, compose, store) -> None:
     name, _, value = wrong.partition("=")
