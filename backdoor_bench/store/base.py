@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,11 +80,14 @@ class Store:
             return None
         return Stored(tensors, manifest)
 
-    def save(self, kind: str, key: str, stored: Stored) -> Stored:
-        """Write a network under its key; what is there already stays. Returns it with its complete manifest."""
+    def save(self, kind: str, key: str, stored: Stored, replace: bool = False) -> Stored:
+        """Write a network under its key; what is there already stays. Returns it with its complete manifest.
+
+        ``replace``: what is there already goes, once the new one is whole.
+        """
         import safetensors.torch
 
-        with files.whole(self.root / kind / key, self.root / "tmp") as folder:
+        with files.whole(self.root / kind / key, self.root / "tmp", replace) as folder:
             digests = {}
             for stem, tensors in stored.tensors.items():
                 file = folder / f"{stem}.safetensors"
@@ -103,15 +104,7 @@ class Store:
     def replace(self, kind: str, key: str, stored: Stored) -> Stored:
         """Write a network in the place of an earlier one of the same key (a forced run's purified network)."""
         with self.claim(f"{kind}-{key}", wait=True):  # a moment, never worth a run that is done
-            folder = self.root / kind / key
-            old = self.root / "tmp" / uuid.uuid4().hex
-            if folder.exists():
-                old.parent.mkdir(parents=True, exist_ok=True)
-                folder.rename(old)
-            try:
-                return self.save(kind, key, stored)
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
+            return self.save(kind, key, stored, replace=True)
 
     # -- records -------------------------------------------------------------------------------------------------
 

@@ -20,10 +20,11 @@ from backdoor_bench.store.lock import Lock
 
 
 @contextmanager
-def whole(target: Path, scratch: Path) -> Iterator[Path]:
+def whole(target: Path, scratch: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes ``target`` when the block ends, or nothing.
 
-    ``scratch`` is on the same file system. If ``target`` exists by then, it stays and the new one is dropped.
+    ``scratch`` is on the same file system. If ``target`` exists by then, it stays and the new one is dropped; with
+    ``replace`` the other way round, and only when the new one is complete.
 
     Raises:
         UnwritableError: the disk is full or cannot be written; nothing is left behind.
@@ -34,6 +35,11 @@ def whole(target: Path, scratch: Path) -> Iterator[Path]:
         for file in folder.iterdir():
             _flush(file)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if replace and target.exists():
+            with _reserved(scratch, target) as old:
+                target.rename(old)
+                folder.rename(target)
+            return
         try:
             folder.rename(target)
         except OSError as error:

@@ -183,6 +183,20 @@ def test_a_failed_training_leaves_nothing_and_frees_the_lock(store: Store) -> No
     assert store.obtain("victims", KEY, network)[1]
 
 
+def test_what_is_replaced_stays_until_the_new_one_is_whole(store: Store, folder: Path, monkeypatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_flush", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        store.replace("victims", KEY, network(3.0))
+    found = store.load("victims", KEY)
+    assert found is not None
+    assert found.tensors["network"]["weight"][0, 0] == 1
+    assert [path.name for path in folder.parent.iterdir()] == [KEY]
+    assert not list((store.root / "tmp").iterdir())
+
+
 def test_replacing(store: Store, folder: Path) -> None:
     store.replace("victims", KEY, network(2.0))
     found = store.load("victims", KEY)
