@@ -34,7 +34,8 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
     Raises:
         ConfigError: an unknown name.
     """
-    arguments = [f"+{argument}" if argument.partition("=")[0] in OPTIONAL else argument for argument in arguments]
+    plain = tuple(f"{group}=" for group in OPTIONAL)  # not the word alone, as in `--cfg job -p defense`
+    arguments = [f"+{argument}" if argument.startswith(plain) else argument for argument in arguments]
     flags = [argument for argument in arguments if argument.startswith("-") and "=" not in argument]
     grid = any(argument.startswith(("+sweep=", "hydra/sweeper=grid")) for argument in arguments)
     multirun = grid or "-m" in flags or "--multirun" in flags

@@ -110,3 +110,9 @@ def test_a_store_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UnwritableError, match=r"store_dir=.*/store cannot be made: Not a directory; choose"):
         check_options([f"store_dir={tmp_path}/file/store"], CONF)
+
+
+def test_a_group_named_to_a_flag_gets_no_plus() -> None:
+    """``--cfg job -p defense`` prints that part."""
+    typed = ["attack=badnet", "--cfg", "job", "-p", "defense"]
+    assert prepare(typed, config.directory())[-1] == "defense"
