@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from backdoor_bench.report import label
-from backdoor_bench.report.summary import SETTING
+from backdoor_bench.report.summary import FEW, SETTING
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -188,6 +188,8 @@ def _notes(part: DataFrame, clean: bool) -> list[str]:
         spread = "every cell is one run (n = 1), so no spread is known"
     elif single:
         spread += f"; {single} cells rest on one run (n = 1) and show none"
+    if ((part.n > 1) & (part.n < FEW)).any():
+        spread += f"; of fewer than {FEW} runs the interval is too narrow"
     notes = [f"Percent. n: runs; {spread}."]
     notes += [f"{text} ({int(part[column].sum())} of {int(part.n.sum())} runs)."
               for column, text in MARKS.items() if part[column].any()]  # fmt: skip

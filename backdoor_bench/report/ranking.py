@@ -18,7 +18,7 @@ import numpy as np
 
 from backdoor_bench.report import chance, label
 from backdoor_bench.report.layout import AT_CHANCE, MARKS, NAMES, Cell, Column, Row, Table, lines_of, number
-from backdoor_bench.report.summary import Array, interval, spread
+from backdoor_bench.report.summary import FEW, Array, interval, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BASELINES = ("fp", "ft")
 CRITERIA = ("asr", "rdr", "arr")
 """Lower is better for each."""
-FEWEST = 5
+FEWEST = FEW
 """Victims (or pairs of one victim) below which nothing is won or lost: an interval of fewer is far too narrow."""
 PAIRED = ("victim", "regime", "clean_from", "repetition")
 FIELD = ("dataset", "variant", "network", "preset")
@@ -194,8 +194,9 @@ def _duels(found: list[Duel], place: str, notes: list[str], name: str) -> Table:
     rows = [Row(_line(duel), duel.baseline) for duel in found]
     said = (
         "Δ: mean difference in points over the same victims, clean data and repetitions, negative is better, [95 % "
-        "bootstrap interval; victims resampled where there are several]. w/t/l: victims with a regime won, tied and "
-        f"lost by their own pairs, where any has the {FEWEST} that decide. No verdict: too few."
+        "bootstrap interval; victims resampled where there are several, else the pairs of the one, which say nothing "
+        "of other victims]. w/t/l: victims with a regime won, tied and lost "
+        f"by their own pairs, where any has the {FEWEST} that decide. No verdict: too few."
     )
     broken = [f"{AT_CHANCE} most of the defense's networks are at chance: it beats nothing."]
     notes = [*notes, said, *(broken if any(duel.at_chance for duel in found) else [])]
@@ -206,7 +207,9 @@ def _answers(found: list[Duel]) -> list[str]:
     """The survey's question, answered."""
     beaten = {name: {label.method(d.baseline) for d in found if d.defense == name and d.beats}
               for name in dict.fromkeys(duel.defense for duel in found)}  # fmt: skip
-    both = [name for name, baselines in beaten.items() if baselines == set(BASELINES)]
+    alone = {duel.defense for duel in found if duel.victims == 1}
+    both = [f"{name} (on a single victim)" if name in alone else name
+            for name, baselines in beaten.items() if baselines == set(BASELINES)]  # fmt: skip
     open_ = sorted({duel.defense for duel in found if _open(duel)})
     answer = f"Better than FP and FT on ASR, RDR and ARR at once, beyond the uncertainty: {', '.join(both) or 'none'}."
     who = "all of them" if len(open_) == len(beaten) else ", ".join(open_)

@@ -20,6 +20,8 @@ SETTING = ("dataset", "variant", "network", "poisoning_ratio", "regime", "preset
 """What one table has in common; ``poisoning_ratio`` is null for clean networks, ``regime`` for victims alone."""
 CELL = (*SETTING, "attack_label", "defense_label")
 RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
+FEW = 5
+"""Values below which an interval is too narrow whatever is done, so that it decides nothing."""
 
 Array = NDArray[np.float64]
 
@@ -105,24 +107,39 @@ def spread(values: Array, groups: NDArray[np.int64], count: int) -> tuple[Array,
 
 
 def interval(block: Array) -> tuple[Array, Array]:
-    """95 % percentile bootstrap interval of each row's mean.
+    """95 % bootstrap interval of each row's mean: percentiles, moved outwards as far as small samples need.
+
+    The plain percentile interval is too narrow: of five normal values it holds the mean 85 times in 100. Its tails are
+    therefore those of Student's t (:func:`tail`), with which it is 93; from about 8 values on it is 95. Below
+    :data:`FEW` values no choice of percentiles helps, as no resample leaves the range of the values (3: 75 in 100).
 
     Args:
         block: ``(rows, n)`` with n >= 2.
 
     Returns:
         Two ``(rows,)``. Every row is resampled by the same seeded draws, so a result does not depend on what else
-        is in the table. For n below about 5 such intervals are too narrow: read them beside their n.
+        is in the table.
+
+    Source:
+        Hesterberg, "What Teachers Should Know About the Bootstrap", arXiv:1411.5279: the expanded percentile interval.
     """
     weights = (_kept if block.shape[1] <= SMALL else _last)(block.shape[1])
-    tail = 50 * (1 - CONFIDENCE)
+    outside = 100 * tail(block.shape[1])
     rows = max(1, 4_000_000 // RESAMPLES)
     bounds = [
-        np.percentile(block[start : start + rows] @ weights, [tail, 100 - tail], axis=1)
+        np.percentile(block[start : start + rows] @ weights, [outside, 100 - outside], axis=1)
         for start in range(0, len(block), rows)
     ]
     low, high = np.concatenate(bounds, axis=1)
     return low, high
+
+
+def tail(count: int) -> float:
+    """The share of resamples on either side of the interval: ``Phi(-sqrt(n / (n - 1)) t)``, with t of n - 1 degrees."""
+    from scipy.special import ndtr, stdtrit
+
+    student = stdtrit(count - 1, (1 + CONFIDENCE) / 2)
+    return float(ndtr(-np.sqrt(count / (count - 1)) * student))
 
 
 def _weights(size: int) -> Array:

@@ -114,3 +114,12 @@ def test_the_answer_names_who_beats_both(write: Write, folder: Path) -> None:
     assert "at once, beyond the uncertainty: good." in duels[0].notes[0]
     assert duels[0].notes[0] in medians[0].notes
     assert "win" in duels[0].rows[-1].cells[4] or "win" in duels[0].rows[0].cells[4]
+
+
+def test_an_answer_from_a_single_victim_says_so(write: Write, folder: Path) -> None:
+    for repetition in range(6):
+        for name, value in {"fp": 0.5, "ft": 0.6, "good": 0.05}.items():
+            write(key=f"{name}{repetition}", repetition=repetition, defense=name, asr=value, rdr=value, arr=value,
+                  ra=0.1)  # fmt: skip
+    _, (duels,) = ranking.tables(frame.load([folder]).runs)
+    assert duels.notes[0].endswith("at once, beyond the uncertainty: good (on a single victim).")

@@ -79,13 +79,23 @@ def test_a_metric_that_some_runs_lack_has_its_own_n(write: Write, folder: Path) 
 
 
 @pytest.mark.parametrize("size", [3, 10, 40])
-def test_the_interval_is_the_percentile_bootstrap(size: int) -> None:
+def test_the_interval_is_the_expanded_percentile_bootstrap(size: int) -> None:
     values = np.random.default_rng(1).beta(2, 5, size)
     low, high = summary.interval(values[None])
-    reference = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
+    level = 1 - 2 * stats.norm.cdf(-math.sqrt(size / (size - 1)) * stats.t.ppf(0.975, size - 1))
+    reference = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, confidence_level=level, method="percentile", rng=0
+    ).confidence_interval
     width = reference.high - reference.low
     assert low[0] == pytest.approx(reference.low, abs=0.08 * width)
     assert high[0] == pytest.approx(reference.high, abs=0.08 * width)
+
+
+@pytest.mark.parametrize(("size", "least"), [(5, 0.91), (10, 0.94)])
+def test_of_100_intervals_about_95_hold_the_mean(size: int, least: float) -> None:
+    """Plain percentiles do so for 85 and 91."""
+    low, high = summary.interval(np.random.default_rng(1).standard_normal((2000, size)))
+    assert least <= float(((low < 0) & (high > 0)).mean()) <= 0.97
 
 
 def test_an_interval_does_not_depend_on_what_else_is_in_the_table() -> None:
