@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
 
@@ -17,7 +18,7 @@ _ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "†": r"$\dagger$", "*": r"$^{*}$",
     "Δ": r"$\Delta$", "…": r"\ldots{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", '"': "''",
-    "[": "{[}", "]": "{]}",
+    "[": "{[}", "]": "{]}", "\u2212": "$-$",
 }  # fmt: skip
 
 
@@ -79,4 +80,5 @@ def _groups(columns: Sequence[Column]) -> str:
 
 def escape(text: str) -> str:
     """Text in which LaTeX finds no command."""
-    return "".join(_ESCAPES.get(character, character) for character in plain(text).replace("\n", " "))
+    signed = re.sub(r"(?<![\w.-])-(?=\d)", "\u2212", plain(text).replace("\n", " "))  # a minus, not a hyphen
+    return "".join(_ESCAPES.get(character, character) for character in signed)

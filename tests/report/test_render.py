@@ -56,6 +56,7 @@ def test_a_cell_says_n_and_spread(write: Write, folder: Path) -> None:
     assert lines["clp"][3] == ("1†", "1 failed")
     notes = " ".join(table.notes)
     assert "3 cells rest on one run (n = 1)" in notes
+    assert "of fewer than 5 runs the interval is too narrow" in notes
     assert "weak attack" in notes
     assert "1 runs failed; they are in no mean" in notes
     assert "not to be ranked" in notes
@@ -155,6 +156,12 @@ def test_nothing_in_a_record_becomes_markup(write: Write, folder: Path) -> None:
     latex = render_latex.latex(tables, [])
     assert r"\input" not in latex
     assert r"\textbackslash{}input\{x\} \$1\$ 50\% \_c\_" in latex
+
+
+def test_latex_has_a_minus_before_numbers_and_hyphens_in_words() -> None:
+    assert render_latex.escape("-2.50") == "$-$2.50"
+    assert render_latex.escape("[-1.00, -0.50]") == "{[}$-$1.00, $-$0.50{]}"
+    assert render_latex.escape("ours - published, low-pass 1e-5, 3-4") == "ours - published, low-pass 1e-5, 3-4"
 
 
 def test_a_note_cannot_leave_its_latex_comment() -> None:
