@@ -49,9 +49,11 @@ def earlier_versions(runs: DataFrame) -> NDArray[np.bool_]:
     again = runs[runs.defense.notna() & runs.duplicated(list(DRAW), keep=False)]
     if not len(again):
         return older
-    labelled = label.add(again).sort_values(["started", "key"], ascending=False)
+    labelled, same = label.add(again), [*DRAW, "defense_label"]
+    # Of a swept option nearly every run is one of its own: what is left is little to walk through.
+    labelled = labelled[labelled.duplicated(same, keep=False)].sort_values(["started", "key"], ascending=False)
     places = {index: place for place, index in enumerate(runs.index)}
-    for _, group in labelled.groupby([*DRAW, "defense_label"], dropna=False, sort=False):
+    for _, group in labelled.groupby(same, dropna=False, sort=False):
         later: list[tuple[Mapping[str, Any], bool]] = []
         for row in group.itertuples():
             mine, ok = label.flat(row.defense_options), row.status == "ok"
