@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch, Rectangle
 
 from backdoor_bench.analysis.base import ANALYSES
@@ -199,6 +200,26 @@ def test_a_run_far_above_does_not_press_the_others_flat() -> None:
     assert "Above" not in footnote(box.draw(make(*({"arr": 0.02 * n} for n in range(30)))))
 
 
+def test_nor_does_one_far_below() -> None:
+    figure = box.draw(make(*({"rdr": 0.01 * n} for n in range(30)), {"rdr": -4.7}))
+    assert figure.axes[1].get_ylim()[0] > -10
+    assert "Below the RDR axis: ft -470 %" in footnote(figure)
+
+
+def test_the_legend_of_boxes_has_the_points_marker_too() -> None:
+    """Where a group has too few runs for a box there are points alone."""
+    figure = box.draw(make(*({"dataset": ("cifar10", "gtsrb")[n == 5]} for n in range(6))), "dataset")
+    markers = {line.get_marker() for line in figure.legends[0].findobj(Line2D)}
+    assert {how.marker for how in style.steps(2)} <= markers
+
+
+def test_boxes_over_different_victims_say_so() -> None:
+    same = make({"defense": "ft"}, {"defense": "fp"})
+    assert "different victims" not in footnote(box.draw(same))
+    other = make({"defense": "ft"}, {"defense": "fp"}, {"defense": "fp", "victim": "w"})
+    assert "The boxes of different defenses rest on different victims and draws" in footnote(box.draw(other))
+
+
 def test_runs_of_other_options_are_no_runs_of_the_method() -> None:
     other = {"defense_options": '{"epochs": 5}', "asr": 0.9}
     found = pick.pick(make({}, {}, other))
@@ -274,6 +295,14 @@ def test_clean_ratio_draws_means_of_what_was_swept() -> None:
     assert "3 runs" in footnote(figure)
     assert "1 at samples per class not shown" in footnote(figure)
     assert "2 at a single one of the clean ratios not shown" in footnote(figure)
+
+
+@pytest.mark.parametrize(("first", "second", "axis"), [(0.995, 1.0, (95.25, 100.25)), (0.8, 0.81, (78, 83))])
+def test_a_few_images_do_not_fill_the_axis_of_accuracy(first: float, second: float, axis: tuple[float, float]) -> None:
+    records = make({"clean_ratio": 0.01, "acc": first}, {"clean_ratio": 0.1, "acc": second})
+    assert curve.draw_clean_ratio(records).axes[1].get_ylim() == pytest.approx(axis, abs=0.01)
+    far = make({"clean_ratio": 0.01, "acc": 0.2}, {"clean_ratio": 0.1, "acc": 0.9})
+    assert np.ptp(curve.draw_clean_ratio(far).axes[1].get_ylim()) < 80
 
 
 def test_poisoning_ratio_has_the_victims_too_and_weak_ones() -> None:

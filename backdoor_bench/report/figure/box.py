@@ -76,29 +76,33 @@ def draw(records: Records, by: str | None = None, weak: bool = False) -> Figure:
         panels[-1][0].set_xlim(-0.6, len(names) - 0.4)
         if by is not None:
             boxes = bool(runs.groupby(["defense", by], dropna=False).size().max() >= FEWEST_FOR_A_BOX)
-            points = {text: replace(how, dash="none") for text, how in looks.items()}
-            style.legend(figure, [style.handle(text, how, boxes) for text, how in points.items()], _words(by))
+            key = style.boxed if boxes else style.handle
+            style.legend(figure, [key(text, replace(how, dash="none")) for text, how in looks.items()], _words(by))
         style.title(figure, "ASR, RDR and ARR by defense" + (f" and {_words(by)}" if by else ""))
         shown = ["defense", *([by] if by else []), *(["attack"] if by == CONSISTENCY else [])]
         few = f"Lower is better; no box over fewer than {FEWEST_FOR_A_BOX} runs, the bar is their median"
-        style.footnote(figure, [*picked.notes, *cut, few, *pick.pooled(runs, shown), *pick.oracles(runs)])
+        style.footnote(figure, [*picked.notes, *cut, few, *pick.unequal(runs, "boxes"), *pick.pooled(runs, shown),
+                                *pick.oracles(runs)])  # fmt: skip
     return figure
 
 
 def _cut(panel: Axes, runs: DataFrame, metric: str) -> list[str]:
-    """Ends a panel's axis below the few runs that would press all others flat, and says which they are."""
+    """Ends a panel's axis before the few runs above or below that would press all others flat; says which they are."""
     values = 100 * runs[metric]
-    top = 3 * float(values.quantile(0.95))
-    above = values > max(top, 1.0)
-    if not above.any():
+    low, high = (float(values.quantile(share)) for share in (0.05, 0.95))
+    reach = 2 * max(high - low, 0.5)
+    above, below = values > high + reach, values < low - reach
+    if not (above | below).any():
         return []
-    low, rest = float(values.min()), float(values[~above].max())
-    margin = 0.08 * max(rest - low, 1.0)
-    panel.set_ylim(low - margin, rest + margin)
-    far = values[above].sort_values(ascending=False)
-    names = ", ".join(f"{runs.defense[at]} {value:.0f} %" for at, value in far[:3].items())
-    more = f" and {len(far) - 3:,} more" if len(far) > 3 else ""
-    return [f"Above the {metric.upper()} axis: {names}{more}"]
+    rest = values[~(above | below)]
+    margin = 0.08 * max(float(rest.max() - rest.min()), 1.0)
+    panel.set_ylim(float(rest.min()) - margin, float(rest.max()) + margin)
+    lines = []
+    for words, far in (("Above", values[above].sort_values(ascending=False)), ("Below", values[below].sort_values())):
+        names = ", ".join(f"{runs.defense[at]} {value:.0f} %" for at, value in far[:3].items())
+        more = f" and {len(far) - 3:,} more" if len(far) > 3 else ""
+        lines += [f"{words} the {metric.upper()} axis: {names}{more}"] * bool(len(far))
+    return lines
 
 
 def _box(panel: Axes, values: NDArray[np.float64], place: float, width: float, how: Look) -> None:

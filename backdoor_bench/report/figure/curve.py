@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WIDE = 20.0
 """A positive axis whose largest value is more than this many times the smallest is logarithmic."""
+LEAST = 5.0
+"""Points of accuracy that an axis spans at least."""
 PRUNED = ("pruned", "zeroed")
 OF = ("entries", "units", "features", "channels", "weights", "filters", "neurons")
 
@@ -195,6 +197,7 @@ def _curves(
                     panel.set_ylim(-4, 104)
                 ticks(panel)
             row[0].set_ylabel(pick.LABELS[metric])
+        _no_less(drawn[-1][0])
         for panel in drawn[-1]:
             panel.set_xlabel(words)
         labels = {name: pick.label(runs, name) if lines == "defense" else name for name in names}
@@ -215,6 +218,14 @@ def _line(panel: Axes, runs: DataFrame, column: str, metric: str, place: Callabl
     dash = "none" if _are_words(runs[column]) else how.dash
     panel.plot(at, [y[x == one].mean() for one in at], color=how.color, linestyle=dash, marker=how.marker or None)
     panel.scatter(x, y, s=5, color=how.color, alpha=0.5, linewidths=0)
+
+
+def _no_less(panel: Axes) -> None:
+    """An axis of at least :data:`LEAST` points, so that a few images more or less do not look like an effect."""
+    low, high = panel.get_ylim()
+    if high - low < LEAST:
+        top = min((low + high + LEAST) / 2, max(high, 100.25))
+        panel.set_ylim(top - LEAST, top)
 
 
 def _are_words(values: Series[Any]) -> bool:

@@ -150,6 +150,16 @@ def _same(runs: DataFrame) -> str:
     return "All " + ", ".join(f"{prefix}{runs[column].iloc[0]}" for column, prefix in one.items())
 
 
+def unequal(runs: DataFrame, what: str) -> list[str]:
+    """A warning where the defenses were not run on the same victims and clean draws: what is shown of them (``what``)
+    then differs for that reason too.
+    """
+    cells = runs.groupby("defense")[["victim", "regime", "repetition"]].apply(
+        lambda part: frozenset(part.itertuples(index=False, name=None))
+    )
+    return [] if cells.nunique() == 1 else [f"The {what} of different defenses rest on different victims and draws"]
+
+
 @dataclass(frozen=True)
 class Facet:
     """One panel: its heading and its runs."""

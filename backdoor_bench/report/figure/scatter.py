@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -120,7 +119,7 @@ def draw_medians(records: Records, weak: bool = False) -> Figure:
             panel.set_ylim(floor, high + 0.06 * max(high - floor, 1))
         style.legend(figure, [_key(runs, name, int(points.loc[name, "n"] / 100)) for name in points.index])
         style.title(figure, "Median RDR and ARR against median ASR")
-        style.footnote(figure, [*picked.notes, *_verdicts(runs), *_unequal(runs),
+        style.footnote(figure, [*picked.notes, *_verdicts(runs), *pick.unequal(runs, "points"),
                                 *pick.pooled(runs, ["defense"]), *pick.oracles(runs)])  # fmt: skip
     return figure
 
@@ -157,11 +156,3 @@ def _verdicts(runs: DataFrame) -> list[str]:
         else:
             lines.append(f"No {name} among the runs, so no rectangle of it")
     return lines
-
-
-def _unequal(runs: DataFrame) -> Sequence[str]:
-    """A warning where the defenses' medians are not over the same victims and clean draws."""
-    cells = runs.groupby("defense")[["victim", "regime", "repetition"]].apply(
-        lambda part: frozenset(part.itertuples(index=False, name=None))
-    )
-    return [] if cells.nunique() == 1 else ["The points rest on different victims and draws"]

@@ -140,8 +140,10 @@ def _wrapped(figure: Figure, place: str, text: str, fontsize: float, **options: 
 
 
 def legend(figure: Figure, handles: Sequence[Any], title: str | None = None) -> None:
-    """One legend for all panels, right of them."""
-    figure.legend(handles=list(handles), loc="outside right center", title=title, title_fontsize=7, alignment="left")
+    """One legend for all panels, right of them. A pair of handles is drawn one over the other."""
+    names = [(one[0] if isinstance(one, tuple) else one).get_label() for one in handles]
+    figure.legend(handles=list(handles), labels=names, loc="outside right center", title=title, title_fontsize=7,
+                  alignment="left")  # fmt: skip
 
 
 def handle(name: str, how: Look, filled: bool = False) -> Any:
@@ -153,6 +155,15 @@ def handle(name: str, how: Look, filled: bool = False) -> Any:
         return Patch(facecolor=soft(how.color), edgecolor=how.color, hatch=how.hatch, label=name)
     dash: Any = how.dash
     return Line2D([], [], color=how.color, marker=how.marker or None, linestyle=dash, label=name)
+
+
+def boxed(name: str, how: Look) -> tuple[Any, Any]:
+    """A legend's entry for boxes with points: the area, and the marker that stands alone where there is no box."""
+    from matplotlib.lines import Line2D
+
+    point = Line2D([], [], color=how.color, marker=how.marker or ".", markeredgecolor="black", markeredgewidth=0.3,
+                   markersize=4.5, linestyle="none", label=name)  # fmt: skip
+    return handle(name, how, filled=True), point
 
 
 def soft(color: str, share: float = 0.45) -> tuple[float, float, float]:
