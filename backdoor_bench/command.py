@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,30 +35,42 @@ def _bench(store_dir: Path) -> Any:
 
 
 def job(config: DictConfig) -> None:
-    """One job of Hydra's: run, print, note its outcome; never raise into Hydra, which would stop the others."""
+    """One job of Hydra's, of which there are many or one."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
+        single(config)
+        return
+    name = " ".join(override for override in hydra_config.overrides.task if override not in _constants)
+    progress.say(f"job {hydra_config.job.num}: {name}")
+    outcome = _run(config, name, lambda table, done: progress.say(f"  {table.line(done.record)}"))
+    outcome["multirun"] = hydra_config.sweep.dir
+    _note(Path(hydra_config.runtime.output_dir), outcome)
+
+
+def single(config: DictConfig) -> None:
+    """The only run of a command."""
+    _run(config, "", lambda table, done: table.print_run(done.record, done.path))
+
+
+def _run(config: DictConfig, name: str, show: Callable[[Any, Any], None]) -> dict[str, Any]:
+    """Run, show what came of it, note the outcome; never raise into Hydra, which would stop the other jobs.
+
+    Args:
+        show: of the module of tables and the run's :class:`experiment.Outcome`.
+    """
     from backdoor_bench import experiment, table
 
-    hydra_config = HydraConfig.get()
-    multirun = hydra_config.mode == RunMode.MULTIRUN
-    name = " ".join(override for override in hydra_config.overrides.task if override not in _constants)
-    if multirun:
-        progress.say(f"job {hydra_config.job.num}: {name}")
     started = time.monotonic()
     outcome: dict[str, Any] = {"name": name, "status": "ok", "reason": None, "found": False, "record": None}
     try:
         done = experiment.run(configuration.plain(config), _bench(Path(config.store_dir).resolve()))
         outcome |= {"record": done.record, "found": done.found}
-        if multirun:
-            progress.say(f"  {table.line(done.record)}")
-        else:
-            table.print_run(done.record, done.path)
+        show(table, done)
     except Exception as error:
         outcome |= {"status": "failed", "reason": explain(error)}
     outcome["seconds"] = time.monotonic() - started
     _outcomes.append(outcome)
-    if multirun:
-        outcome["multirun"] = hydra_config.sweep.dir
-        _note(Path(hydra_config.runtime.output_dir), outcome)
+    return outcome
 
 
 def _note(folder: Path, outcome: dict[str, Any]) -> None:
@@ -95,11 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     conf, sweeps = configuration.directory(), configuration.directory("multirun_sweeps")
     try:
         ready = overrides.prepare(given, conf, sweeps)
-        if not any(argument.startswith(("-", "+sweep=", "hydra")) for argument in ready):
-            overrides.check_options(ready, conf)
+        config = overrides.compose_run(ready, conf) if overrides.is_plain(ready) else None
     except BenchError as error:
         explain(error)
         return 1
+    if config is not None:  # the common case: Hydra's own main would compose it again, and make a folder for its output
+        single(config)
+        return int(_outcomes[-1]["status"] != "ok")
     if not any(argument.startswith("hydra.searchpath=") for argument in ready):
         # Beside the other overrides: argparse takes them in one group only.
         first = next((n for n, argument in enumerate(ready) if "=" in argument and not argument.startswith("-")), 0)
@@ -109,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sweeper.outcomes.clear()
     sweeper.typed[:] = given
     launcher.outcomes.clear()
+    launcher.statuses.clear()
     try:
         command()
     finally:
@@ -122,4 +137,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             explain(outcome)
     swept = [1 if isinstance(outcome, Exception) else outcome for outcome in sweeper.outcomes]
     return max([int(failed), *launcher.statuses, *swept])
-    launcher.statuses.clear()

@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor_bench import timm_source
-from backdoor_bench.errors import ConfigError, UnwritableError, unknown
+from backdoor_bench.errors import ConfigError, unknown
 
 FACTORS = ("width", "blocks")
 """Options that only networks of our own have."""
@@ -64,30 +64,28 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def check_options(arguments: Sequence[str], conf: Path) -> None:
-    """Refuse what Hydra would explain badly: a misspelt option of one run, which it would advise to add under that
-    name, and a store that cannot be made.
+def is_plain(arguments: Sequence[str]) -> bool:
+    """Whether prepared arguments say nothing but one run's options: no flag, no sweep, nothing of Hydra's own."""
+    foreign = ("-", "sweep=", "hydra")
+    return not any(argument.lstrip("+~").startswith(foreign) or "${hydra:" in argument for argument in arguments)
+
+
+def compose_run(arguments: Sequence[str], conf: Path) -> DictConfig | None:
+    """The configuration of one run, from plain arguments; None where Hydra itself is to say what is wrong with them.
 
     Raises:
-        ConfigError: an option that its part of the configuration does not have.
-        UnwritableError: there is no store_dir, and none can be made.
+        ConfigError: a misspelt option, which Hydra would advise to add under that name.
     """
-    typed = [argument for argument in arguments if not argument.startswith(("-", "hydra"))]
     with initialize_config_dir(str(conf), version_base="1.3"):
         try:
-            store = Path(str(compose("config", typed).store_dir))
-            store.mkdir(parents=True, exist_ok=True)
-            return
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UnwritableError(f"store_dir={store} cannot be made: {reason}; choose another") from None
+            return compose("config", list(arguments))
         except ConfigCompositionException as error:
             found = re.match(r"Could not override '([\w.]+)'", str(error))
         except HydraException:
             found = None
         if found is None:
-            return  # Hydra explains it
-        node = compose("config", [argument for argument in typed if not argument.startswith(f"{found[1]}=")])
+            return None
+        node = compose("config", [argument for argument in arguments if not argument.startswith(f"{found[1]}=")])
     path: list[str] = []
     for part in found[1].split("."):
         where = ".".join(path)
@@ -97,6 +95,7 @@ def check_options(arguments: Sequence[str], conf: Path) -> None:
             raise unknown(f"option of {where}" if where else "option", part, map(str, node))
         node = node[part]
         path.append(part)
+    return None
 
 
 def _with_options(arguments: Sequence[str], grid: bool) -> list[str]:

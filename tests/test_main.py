@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from backdoor_bench import command
 
@@ -148,6 +149,26 @@ def test_bad_input_is_one_message_without_a_stack_trace(run, arguments, message)
     assert message in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_one_run_is_composed_once_and_a_refused_one_makes_no_folder(tmp_path, monkeypatch, run) -> None:
+    monkeypatch.chdir(tmp_path)
+    composed = []
+    load = ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_configuration", lambda *given, **named: composed.append(1) or load(*given, **named)
+    )
+    assert run("+attack=badnet", "attack.target_label=12").returncode == 1
+    assert len(composed) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_made_is_one_message(tmp_path, run) -> None:
+    (tmp_path / "file").touch()
+    done = run("+attack=badnet", f"store_dir={tmp_path}/file/store", *TINY)
+    assert done.returncode == 1
+    assert "/file/store: Not a directory; choose another with store_dir=PATH" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_diverging_run_is_one_message_and_recorded_as_failed_with_its_reason(folder, run) -> None:

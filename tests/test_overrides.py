@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from backdoor_bench import config
-from backdoor_bench.errors import ConfigError, UnwritableError
-from backdoor_bench.overrides import check_options, prepare
+from backdoor_bench.errors import ConfigError
+from backdoor_bench.overrides import compose_run, is_plain, prepare
 
 CONF = config.directory()
 
@@ -98,18 +98,37 @@ def test_the_plus_of_an_optional_group_may_be_left_out(group: str) -> None:
 )
 def test_a_misspelt_option_is_refused_with_close_matches(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        check_options(arguments, CONF)
+        compose_run(arguments, CONF)
 
 
-def test_options_that_exist_pass(tmp_path: Path) -> None:
-    given = ["+attack=badnet", "attack.poisoning_ratio=0.1", "+recipe.lengths.unit_steps=3"]
-    check_options([*given, f"store_dir={tmp_path}/store"], CONF)
+def test_options_that_exist_are_composed_and_no_folder_is_made(tmp_path: Path) -> None:
+    given = ["+attack=badnet", "attack.poisoning_ratio=0.1", "+recipe.lengths.mine=3"]
+    found = compose_run([*given, f"store_dir={tmp_path}/store"], CONF)
+    assert found is not None
+    assert (found.attack.poisoning_ratio, found.recipe.lengths.mine) == (0.1, 3)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_cannot_be_made_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UnwritableError, match=r"store_dir=.*/store cannot be made: Not a directory; choose"):
-        check_options([f"store_dir={tmp_path}/file/store"], CONF)
+@pytest.mark.parametrize("wrong", ["seed", "+defense=[", "seed=${", "~seed.x"])
+def test_what_hydra_explains_better_is_left_to_it(wrong: str) -> None:
+    assert compose_run([wrong], CONF) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plain"),
+    [
+        (["+attack=badnet", "seed=1", "~logger"], True),
+        ([], True),
+        (["-m", "+attack=badnet,blended"], False),
+        (["--cfg", "job"], False),
+        (["+sweep=smoke"], False),
+        (["hydra/sweeper=grid"], False),
+        (["+hydra.verbose=true"], False),
+        (["data_dir=${hydra:runtime.cwd}/data"], False),
+    ],
+)
+def test_what_only_one_runs_options_are(arguments: list[str], plain: bool) -> None:
+    assert is_plain(arguments) is plain
 
 
 def test_a_group_named_to_a_flag_gets_no_plus() -> None:
