@@ -15,6 +15,7 @@ from rich.console import Console
 
 from backdoor_bench import catalog
 from backdoor_bench import config as configuration
+from backdoor_bench.catalog import __main__ as command
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalog.md"
 
@@ -91,7 +92,7 @@ def test_terminal_shows_every_name(found) -> None:
 
 
 def test_json_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    assert catalog.main(["attacks", "--format", "json"]) == 0
+    assert command.main(["attacks", "--format", "json"]) == 0
     said: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert list(said) == ["attacks"]
     assert {"name": "delta", "default": 40.0, "note": "amplitude in 8-bit steps"} in next(
@@ -100,9 +101,9 @@ def test_json_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_kind_and_unwritable_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert catalog.main(["atacks"]) == 1
+    assert command.main(["atacks"]) == 1
     assert "'atacks' is no kind; expected attacks, defenses" in capsys.readouterr().err
-    assert catalog.main(["attacks", "--out", "/proc/no/page.md"]) == 1
+    assert command.main(["attacks", "--out", "/proc/no/page.md"]) == 1
     assert "cannot write /proc/no/page.md" in capsys.readouterr().err
 
 
