@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from hydra.errors import HydraException
 from torch import Tensor, nn
 
+from backdoor_bench import config as configuration
 from backdoor_bench import seeding, training
 from backdoor_bench.errors import ConfigError, IncompatibleError, unknown
 from backdoor_bench.model import anatomy
@@ -20,6 +22,9 @@ from backdoor_bench.stage.view import DefenderView
 
 PRIVILEGES = {"trigger": "known_trigger", "target_label": "known_target"}
 """What a defense may assume, and the view's field for it."""
+
+DEMANDS_LEAST = ("ft",)
+"""What is looked at where none of the defenses to use instead has a meaning on a network either."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,10 @@ class Defense:
             images: two of the size that it will be used with, on its device; None: see :func:`anatomy.example`.
         """
         images = anatomy.example(network) if images is None else images
+        with self._advising(network, images):
+            self._check_network(network, images)
+
+    def _check_network(self, network: nn.Module, images: Tensor) -> None:
         self._check_parts(network, images)
         for name, stage in self.stages.items():
             with self._named(name):
@@ -86,15 +95,16 @@ class Defense:
 
     def check(self, network: nn.Module, view: DefenderView) -> None:
         """Raise before any work if the defense has no meaning on this network or with this view."""
-        self._check_parts(network, view.example)
-        for name, stage in self.stages.items():
-            if stage.uses_validation and not len(view.validation):
-                raise ConfigError(
-                    f"stage '{name}' of {self.name} decides by validation accuracy, and the validation images went to "
-                    "training; use defense.use_validation=hold_out"
-                )
-            with self._named(name):
-                stage.check(network, view.for_stage(name))
+        with self._advising(network, view.example):
+            self._check_parts(network, view.example)
+            for name, stage in self.stages.items():
+                if stage.uses_validation and not len(view.validation):
+                    raise ConfigError(
+                        f"stage '{name}' of {self.name} decides by validation accuracy, and the validation images went "
+                        "to training; use defense.use_validation=hold_out"
+                    )
+                with self._named(name):
+                    stage.check(network, view.for_stage(name))
         for privilege in self.assumes:
             if getattr(view, PRIVILEGES[privilege]) is None:
                 raise IncompatibleError(
@@ -108,19 +118,27 @@ class Defense:
                 raise unknown("part in requires", part, anatomy.PARTS)
             if not anatomy.PARTS[part](network, images):
                 raise IncompatibleError(
-                    f"{self.name} needs {part} in the network, and {anatomy.title(network)} has none; {self._advice()}"
+                    f"{self.name} needs {part} in the network, and {anatomy.title(network)} has none"
                 )
 
     @contextmanager
     def _named(self, stage: str) -> Iterator[None]:
-        """What a stage refuses is said with the defense's name and with what to use instead."""
+        """What a stage refuses is said with the defense's name and the stage's."""
         try:
             yield
         except IncompatibleError as error:
-            raise IncompatibleError(f"{self.name}, stage '{stage}': {error}; {self._advice()}") from error
+            raise IncompatibleError(f"{self.name}, stage '{stage}': {error}") from error
 
-    def _advice(self) -> str:
-        return f"use another defense, e.g. {' or '.join(self.instead)}"
+    @contextmanager
+    def _advising(self, network: nn.Module, images: Tensor) -> Iterator[None]:
+        """What is refused is said with what to use instead, of which nothing is refused as well."""
+        try:
+            yield
+        except IncompatibleError as error:
+            others = [name for name in self.instead if _admits(name, network, images)]
+            others = others or [name for name in DEMANDS_LEAST if _admits(name, network, images)]
+            advice = f"another defense, e.g. {' or '.join(others)}" if others else "another network"
+            raise IncompatibleError(f"{error}; use {advice}") from error
 
     def run(self, network: nn.Module, view: DefenderView) -> Iterator[StageResult]:
         """Run the stages on ``network`` in place; yields after each. Nothing that is yielded to comes back."""
@@ -169,6 +187,18 @@ class Defense:
             if kind is not None:
                 given[name] = kind
         return wiring
+
+
+def _admits(name: str, network: nn.Module, images: Tensor) -> bool:
+    """Whether the defense of this name in ``conf`` has a meaning on a network; not if there is none such."""
+    from backdoor_bench.suspect.composed import compose  # Hydra's seconds, for a refusal alone
+
+    try:
+        other = configuration.make(configuration.plain(compose(f"+defense={name}"))["defense"])
+        other._check_network(network, images)
+    except (IncompatibleError, HydraException):
+        return False
+    return True
 
 
 def _same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from backdoor_bench.defense import Defense
+from backdoor_bench.defense import Defense, base
 from backdoor_bench.errors import ConfigError, DivergedError, IncompatibleError
 from backdoor_bench.stage import DefenderView, Mask, Reference, Scores, Stage
 from backdoor_bench.stage.skip import Skip
@@ -177,12 +177,24 @@ def test_a_stage_that_refuses_does_so_before_any_work(network: nn.Module, defend
 
 
 def test_what_a_network_must_have(network: nn.Module) -> None:
-    made = defense({"skip": Skip()}, requires=["BatchNorm2d", "Conv2d"], instead=["ft", "nad"])
+    made = defense({"skip": Skip()}, requires=["BatchNorm2d", "Conv2d"], instead=["gradprune", "ft"])
     made.check_network(network)
-    with pytest.raises(IncompatibleError, match=r"mine needs BatchNorm2d in the network, and Linear has.* ft or nad"):
-        made.check_network(nn.Linear(2, 2))
+    with pytest.raises(IncompatibleError, match=r"mine needs BatchNorm2d in the network, and Linear has.* e\.g\. ft$"):
+        made.check_network(nn.Linear(2, 2))  # gradprune needs Conv2d, so it is not named
     with pytest.raises(ConfigError, match=r"unknown part in requires 'BatchNorm'\. Did you mean BatchNorm2d"):
         defense({"skip": Skip()}, requires=["BatchNorm"]).check_network(network)
+
+
+@pytest.mark.parametrize("instead", [["clp"], ["fp", "anp"], ["not_there"], []])
+def test_what_is_named_instead_is_not_refused_as_well(instead: list[str], monkeypatch) -> None:
+    """clp names fp and fp names clp: neither asks the other for ever."""
+    headless = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    made = defense({"skip": Skip()}, requires=["BatchNorm2d"], instead=instead)
+    with pytest.raises(IncompatibleError, match=r"Sequential has none; use another defense, e\.g\. ft$"):
+        made.check_network(headless)
+    monkeypatch.setattr(base, "DEMANDS_LEAST", ("unibp",))
+    with pytest.raises(IncompatibleError, match=r"Sequential has none; use another network$"):
+        made.check_network(headless)
 
 
 def test_a_stage_may_refuse_a_network_when_a_run_is_planned() -> None:
