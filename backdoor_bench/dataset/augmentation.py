@@ -65,7 +65,8 @@ class Augmentation:
         if self.rotation_probability < 1:
             angle = angle * _coin(batch, self.rotation_probability, generator, images.device)
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
+        aspect = images.shape[2] / images.shape[3]  # the grid goes from -1 to 1 along either side, however long it is
+        matrix = torch.stack([torch.stack([cos, -sin * aspect, zero], 1), torch.stack([sin / aspect, cos, zero], 1)], 1)
         with torch.autocast(images.device.type, enabled=False):  # in bfloat16 a coordinate is wrong by 0.06 pixels
             grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
             return F.grid_sample(images, grid.to(images.dtype), align_corners=False)

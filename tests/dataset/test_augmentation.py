@@ -95,6 +95,14 @@ def test_rotation_turns_about_the_middle_within_its_angle() -> None:
     assert angle.max() > 25
 
 
+def test_rotation_keeps_shapes_in_images_that_are_not_square() -> None:
+    """A pointer of 12 pixels turns about the middle and stays as long."""
+    square, wide = torch.zeros(50, 3, 33, 33), torch.zeros(50, 3, 33, 65)
+    square[:, :, 16, 28] = wide[:, :, 16, 44] = 1
+    turned = Augmentation(rotation=30)(square, seeding.generator(0))
+    assert torch.allclose(Augmentation(rotation=30)(wide, seeding.generator(0))[..., 16:49], turned, atol=1e-4)
+
+
 def test_rotation_is_as_exact_inside_mixed_precision() -> None:
     images, augmentation = torch.rand(4, 3, 32, 32, generator=seeding.generator(1)), Augmentation(rotation=10)
     plain = augmentation(images, seeding.generator(0))
