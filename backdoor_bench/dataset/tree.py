@@ -167,6 +167,8 @@ def _decode_into(target: NDArray[np.uint8], path: Path) -> tuple[str, Size]:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Grey and palettes become RGB, transparency is dropped; of 16 bits the upper 8 stay (Pillow would clip them)."""
+    if image.mode in ("I", "F"):  # Pillow would clip them as well, and nobody knows to what range they belong
+        raise ValueError("its pixels have 32 bits and no known range; save it with 8 or 16")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")

@@ -84,6 +84,16 @@ def test_other_modes_become_rgb(tmp_path: Path) -> None:
     assert images[3, :, 0, 0].tolist() == [9, 99, 199]
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_of_32_bits_are_refused(kind: type, tmp_path: Path) -> None:
+    """Floats in [0, 1] would all be black."""
+    path = save(tmp_path / "f.tiff", np.linspace(0, 1, 16).reshape(4, 4).astype(kind))
+    with pytest.raises(
+        DataError, match=r"f\.tiff \(its pixels have 32 bits and no known range; save it with 8 or 16\)"
+    ):
+        decoded(path)
+
+
 def test_resizing_is_bilinear_and_said(tmp_path: Path, said: list[str]) -> None:
     picture = np.zeros((2, 4, 3), np.uint8)
     picture[:, 2:] = 200
