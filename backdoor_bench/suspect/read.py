@@ -124,16 +124,27 @@ def _state_dict(loaded: Any) -> dict[str, Tensor]:
             progress.say(f"the file holds {' and '.join(inner)}; taking {inner[0]}")
         loaded = loaded[inner[0]]
     tensors = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    other = [name for name in loaded if name not in tensors]
+    # Wrapped under a name of the script's own (WaNet's netC): whether it is a prefix, the network will say.
+    for name in [name for name in other if _is_state_dict(loaded[name])]:
+        tensors |= {f"{name}.{inside}": value for inside, value in loaded[name].items()}
+        other.remove(name)
     if not tensors:
         keys = ", ".join(str(key)[:40] for key in list(loaded)[:8])
         raise Refused(
             f"it holds no tensors where a state dict is expected (top level, or {', '.join(WRAPPINGS)}); "
             f"it has: {keys or 'nothing'}"
         )
-    if len(tensors) < len(loaded):
-        other = [printable(str(name)[:40]) for name in loaded if name not in tensors]
-        progress.say(f"left aside what is no tensor: {', '.join(other[:5])}{' ...' if len(other) > 5 else ''}")
+    if other:
+        listed = ", ".join(printable(str(name)[:40]) for name in other[:5])
+        progress.say(f"left aside what is no tensor: {listed}{' ...' if len(other) > 5 else ''}")
     return tensors
+
+
+def _is_state_dict(value: Any) -> bool:
+    """A mapping of names to tensors and of nothing else."""
+    mapping = isinstance(value, Mapping) and bool(value)
+    return mapping and all(isinstance(name, str) and isinstance(item, Tensor) for name, item in value.items())
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

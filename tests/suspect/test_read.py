@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from backdoor_bench.suspect.fit import fit
 from backdoor_bench.suspect.read import Refused, read_state_dict, read_weights
 
 
@@ -60,6 +61,22 @@ def test_common_wrappings_are_opened(wrapping, zipped, plain, tmp_path) -> None:
     path = tmp_path / "x.pth"
     torch.save(wrapped(plain)[wrapping], path, _use_new_zipfile_serialization=zipped)
     assert_same(read_state_dict(path), plain.state_dict())
+
+
+def test_a_wrapping_of_the_scripts_own_is_a_prefix(plain, tmp_path, capsys) -> None:
+    """As WaNet's code saves: tensors of the attack beside a network under a name of its own."""
+    state, optimizer = plain.state_dict(), torch.optim.SGD(plain.parameters(), lr=0.1).state_dict()
+    torch.save({"netC": state, "optimizerC": optimizer, "noise_grid": torch.ones(1, 4, 4, 2)}, tmp_path / "x.pth.tar")
+    read = read_state_dict(tmp_path / "x.pth.tar")
+    assert_same(
+        read, {**{f"netC.{name}": value for name, value in state.items()}, "noise_grid": torch.ones(1, 4, 4, 2)}
+    )
+    fresh = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    fit(fresh, read, "x.pth.tar")
+    assert_same(fresh.state_dict(), state)
+    said = capsys.readouterr().err
+    assert "left aside what is no tensor: optimizerC" in said
+    assert "left aside noise_grid" in said
 
 
 def test_safetensors_and_a_link_to_it(plain, tmp_path) -> None:
