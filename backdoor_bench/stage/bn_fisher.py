@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,14 +17,12 @@ from torch.nn import functional as F
 from backdoor_bench.dataset import Batches
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.model import anatomy
+from backdoor_bench.stage.affine_budget import Statistics, budget, entries_mask, largest_harmless, top_k
 from backdoor_bench.stage.base import TrainingStage
+from backdoor_bench.stage.image_gradients import squared_gradients
 from backdoor_bench.stage.masked_finetune import batch_size_of
 from backdoor_bench.stage.output import Mask, Reference
-from backdoor_bench.stage.ranking import largest
 from backdoor_bench.stage.view import DefenderView
-
-Statistics = tuple[Tensor, Tensor]
-"""Mean and variance of a layer's input, (channels,) each."""
 
 
 def bn_distance(
@@ -54,60 +53,6 @@ def rectify_loss(ce: Tensor, distances: Sequence[Tensor], kind: str, weight: flo
         return ce
     together = torch.stack(list(distances))
     return ce + ((together.mean() + 1e-6).log() if kind == "log" else weight * together.sum())
-
-
-def budget(k_mode: str, k: float, bn_entries: int, all_entries: int, least: int = 1) -> int:
-    """K, how many BatchNorm affine entries are pruned: a share of them, a share of all parameters, or a count.
-
-    Raises:
-        ConfigError: K is more than there are, or below ``least`` (a whole channel has two entries).
-    """
-    count = int({"ratio_bn": k * bn_entries, "ratio_all": k * all_entries, "count": k}[k_mode] + 1e-6)
-    if not least <= count <= bn_entries:
-        raise ConfigError(
-            f"k={k} with k_mode={k_mode} asks for {count} of {bn_entries} BatchNorm affine entries; "
-            f"expected at least {least}, e.g. k=0.05 of k_mode=ratio_bn, or k=4e-5 of k_mode=ratio_all"
-        )
-    return count
-
-
-def top_k(
-    scores: Mapping[str, Statistics],
-    count: int,
-    unit: str = "entry",
-    order: str = "top",
-    max_frac_per_layer: float = 1.0,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Which gammas and betas are pruned: all layers ranked together, exactly ``count`` entries (Eq. 4).
-
-    The paper's strict ``score < tau`` would keep fewer on ties; here the first of equal entries are taken.
-
-    Args:
-        scores: layer to Fisher scores of its gammas and of its betas, (channels,) each.
-        count: entries to prune.
-        unit: ``entry``; or ``channel``, which adds the two scores of a channel and prunes both, in ``count // 2``
-            channels.
-        order: prune the ``top`` or the ``bottom`` scores.
-        max_frac_per_layer: no more than this fraction of a layer's entries; where it binds, the next best of other
-            layers follow, and fewer than ``count`` are pruned when all layers are full.
-
-    Returns:
-        Layer to two bool tensors, True where pruned.
-    """
-    pairs = {name: torch.stack(pair) for name, pair in scores.items()}
-    if unit == "channel":
-        pairs, count = {name: pair.sum(0, keepdim=True) for name, pair in pairs.items()}, count // 2
-    sign = 1 if order == "top" else -1
-    ranks = {name: (sign * pair).flatten().float() for name, pair in pairs.items()}
-    caps = {name: int(max_frac_per_layer * len(values) + 1e-6) for name, values in ranks.items()}
-    allowed = {name: largest(values, caps[name]) for name, values in ranks.items()}
-    flat = torch.cat([values.where(allowed[name], -torch.inf) for name, values in ranks.items()])
-    chosen = largest(flat, min(count, sum(caps.values())))
-    parts = chosen.split([len(values) for values in ranks.values()])
-    return {
-        name: tuple(part.view_as(pair).expand(2, -1).clone())  # type: ignore[misc]
-        for (name, pair), part in zip(pairs.items(), parts, strict=True)
-    }
 
 
 @contextmanager
@@ -156,6 +101,10 @@ class BNFisher(TrainingStage):
         bn_loss, bn_weight: see :func:`rectify_loss`.
         lam, bn_second_moment: see :func:`bn_distance`.
         unit, order, max_frac_per_layer: see :func:`top_k`.
+        k_select: K is ``fixed``, or the largest of :func:`largest_harmless` up to that (``val``; needs
+            ``use_validation=hold_out``), which loses at most ``max_drop`` of validation accuracy. Not in the paper.
+        fisher: ``batch`` as above; ``sample_ce``: the mean over images of the squared gradient of each image's own
+            cross-entropy, in eval mode, as one image has no batch statistics.
         rectify_params: train ``all`` parameters of the copy, or ``bn_only``: its gammas and betas.
         when: score ``after`` the rectifying epochs, or ``during`` them: the mean over their steps.
         apply_to: what is pruned and tuned from here on: the ``suspect`` network, or, put in its place, the copy as it
@@ -184,10 +133,15 @@ class BNFisher(TrainingStage):
         when: Literal["after", "during"] = "after",
         apply_to: Literal["suspect", "reset", "rectified"] = "suspect",
         batch_size: int | None = None,
+        fisher: Literal["batch", "sample_ce"] = "batch",
+        k_select: Literal["fixed", "val"] = "fixed",
+        max_drop: float = 0.1,
         **training: Any,
     ) -> None:
         super().__init__(batch_size=batch_size or 0, **training)
         for name, value, known in (
+            ("fisher", fisher, ("batch", "sample_ce")),
+            ("k_select", k_select, ("fixed", "val")),
             ("k_mode", k_mode, ("ratio_bn", "ratio_all", "count")),
             ("bn_loss", bn_loss, ("log", "linear", "none")),
             ("bn_second_moment", bn_second_moment, ("variance", "std")),
@@ -201,12 +155,18 @@ class BNFisher(TrainingStage):
                 raise ConfigError(f"{name}={value}: expected {' or '.join(known)}")
         if when == "during" and self.epochs < 1:
             raise ConfigError("when=during needs rectifying epochs; use epochs=1 or more, or when=after")
+        if when == "during" and fisher == "sample_ce":
+            raise ConfigError("fisher=sample_ce scores the rectified copy; use when=after")
+        if not 0 <= max_drop <= 1:
+            raise ConfigError(f"max_drop={max_drop}: expected a fraction in [0, 1]")
         if not 0 < max_frac_per_layer <= 1:
             raise ConfigError(f"max_frac_per_layer={max_frac_per_layer}: expected a fraction in (0, 1]")
         self.k, self.k_mode, self.bn_loss, self.bn_weight = k, k_mode, bn_loss, bn_weight
         self.lam, self.bn_second_moment, self.unit, self.order = lam, bn_second_moment, unit, order
         self.max_frac_per_layer, self.rectify_params = max_frac_per_layer, rectify_params
         self.when, self.apply_to = when, apply_to
+        self.per_image, self.uses_validation = fisher == "sample_ce", k_select == "val"  # type: ignore[misc]
+        self.max_drop = max_drop
         self.wanted_batch_size = batch_size
 
     def check_network(self, network: nn.Module, images: Tensor) -> None:
@@ -227,17 +187,17 @@ class BNFisher(TrainingStage):
         scores = self.fisher(twin, view) if self.when == "after" else self._by_layer()
         if self.apply_to == "rectified":
             network.load_state_dict(twin.state_dict())
-        pruned = top_k(scores, self._budget(network), self.unit, self.order, self.max_frac_per_layer)
+        count, selected = self._budget(network), dict[str, Any]()
+        which = partial(top_k, scores, unit=self.unit, order=self.order, max_frac_per_layer=self.max_frac_per_layer)
+        if self.uses_validation:
+            count, selected = largest_harmless(network, view, count, which, self.max_drop)
+        pruned = which(count)
         reached = torch.stack(self._parts).mean(0).tolist() if self._parts else [None, None]
         del self.layers, self.reference, self._totals, self._parts
-        mask = {
-            f"{name}.{part}": entries
-            for name, pair in pruned.items()
-            for part, entries in zip(("weight", "bias"), pair, strict=True)
-        }
+        mask = entries_mask(pruned)
         report: dict[str, Any] = {"rectify_loss": history.loss[-1] if history.loss else None}
         report |= dict(zip(("cross_entropy", "bn_distance"), reached, strict=True))
-        report |= {"entries": sum(2 * len(pair[0]) for pair in pruned.values()), "pruned": Mask(mask).count}
+        report |= selected | {"entries": sum(2 * len(pair[0]) for pair in pruned.values()), "pruned": Mask(mask).count}
         counts = torch.stack([torch.stack(pair).sum() for pair in pruned.values()]).tolist()
         report |= {f"pruned.{name}": count for name, count in zip(pruned, counts, strict=True) if count}
         return Mask(mask, report=report)
@@ -262,9 +222,13 @@ class BNFisher(TrainingStage):
             add_squares(self._totals, [weight.grad for weight in self._affine()], 1 / steps)
 
     def fisher(self, twin: nn.Module, view: DefenderView) -> dict[str, Statistics]:
-        """Mean over one epoch's mini-batches of the squared batch gradient, per layer for gammas and for betas."""
-        self._totals, self._parts = [torch.zeros_like(parameter) for parameter in self._affine()], []
+        """Mean over one epoch's mini-batches of the squared batch gradient, per layer for gammas and for betas; or over
+        its images, of the gradients of each."""
+        self._totals = [torch.zeros_like(parameter) for parameter in self._affine()]
         batches = Batches(view.train, self.batch_size, view.generator("fisher"))
+        if self.per_image:
+            return self._fisher_per_image(twin, view, batches)
+        self._parts = []
         self.network, self.view = twin, view
         self._augmentation_draws = view.generator("fisher augmentation", view.device)
         twin.train()
@@ -274,6 +238,17 @@ class BNFisher(TrainingStage):
             add_squares(self._totals, torch.autograd.grad(loss, self._affine(), allow_unused=True), 1 / len(batches))
         twin.eval()
         del self.network
+        return self._by_layer()
+
+    def _fisher_per_image(self, twin: nn.Module, view: DefenderView, batches: Batches) -> dict[str, Statistics]:
+        names = [f"{name}.{part}" for name in self.layers for part in ("weight", "bias")]
+        draws = view.generator("fisher augmentation", view.device)
+        twin.eval()
+        for stored, labels in batches:
+            images = view.augmentation(view.numerics.images(stored), draws)
+            with view.numerics.autocast():
+                squares = squared_gradients(twin, names, images, labels)
+            torch._foreach_add_(self._totals, squares, alpha=1 / len(view.train))
         return self._by_layer()
 
     def _by_layer(self) -> dict[str, Statistics]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from backdoor_bench import config
 from backdoor_bench.defense import Defense
-from backdoor_bench.errors import IncompatibleError
+from backdoor_bench.errors import ConfigError, IncompatibleError
 from backdoor_bench.stage import DefenderView, Mask
 
 Compose = Callable[..., dict[str, Any]]
@@ -35,6 +36,19 @@ def test_the_published_values(compose: Compose) -> None:
     assert (stages["prune"]["value"], stages["prune"]["noise"]) == (0, 0.01)
     tuning = stages["masked_finetune"]
     assert (tuning["epochs"], tuning["optimizer"]["lr"], tuning["optimizer"]["momentum"]) == (20, 1e-3, 0.9)
+
+
+def test_options_of_the_card_that_the_published_setting_leaves_out(
+    unibp: Callable[..., Defense], network: nn.Module, defender_view: DefenderView, compose: Compose
+) -> None:
+    assert not {"fisher", "k_select", "max_drop"} & set(compose("+defense=unibp")["defense"]["stages"]["mask"])
+    options = ("fisher=sample_ce", "k_select=val", "max_drop=1")
+    defense = unibp(*(f"+defense.stages.mask.{option}" for option in options))
+    *_, last = defense.run(network, defender_view)
+    assert last.name == "masked_finetune"
+    without = replace(defender_view, validation=defender_view.validation[torch.zeros(0, dtype=torch.int64)])
+    with pytest.raises(ConfigError, match="stage 'mask' of unibp decides by validation accuracy"):
+        defense.check(network, without)
 
 
 def test_only_pruning_and_fine_tuning_touch_the_network_and_pruned_entries_stay_to_the_bit(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from backdoor_bench.dataset import Batches
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.model import anatomy
-from backdoor_bench.stage import DefenderView, Reference
+from backdoor_bench.stage import DefenderView, Reference, affine_budget
 from backdoor_bench.stage.bn_fisher import BNFisher, bn_distance, budget, input_statistics, rectify_loss, top_k
 
 
@@ -220,6 +220,54 @@ def test_bn_only_rectifies_nothing_but_affine_parameters(network: nn.Module, def
     masking = stage(rectify_params="bn_only")
     masking.layers = anatomy.batch_norms(network)
     assert sum(parameter.numel() for parameter in masking.trained_parameters()) == 212
+
+
+@pytest.mark.parametrize("batch_size", [20, 40])
+def test_fisher_of_single_images_is_that_of_one_after_the_other(
+    batch_size: int, network: nn.Module, defender_view: DefenderView
+) -> None:
+    scoring = stage(epochs=0, fisher="sample_ce", batch_size=batch_size)
+    twin = copy.deepcopy(network)
+    scoring.layers = anatomy.batch_norms(twin)
+    scores = scoring.fisher(twin, defender_view)
+    affine = [parameter for layer in scoring.layers.values() for parameter in (layer.weight, layer.bias)]
+    expected = [torch.zeros_like(parameter) for parameter in affine]
+    for stored, label in zip(defender_view.train.images, defender_view.train.labels, strict=True):
+        loss = F.cross_entropy(twin(stored[None].float() / 255), label[None])
+        for total, gradient in zip(expected, torch.autograd.grad(loss, affine), strict=True):
+            total += gradient.square() / len(defender_view.train)
+    for found, reference in zip([part for pair in scores.values() for part in pair], expected, strict=True):
+        torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-9)
+    assert all(parameter.grad is None for parameter in twin.parameters())
+    with pytest.raises(ConfigError, match="use when=after"):
+        stage(fisher="sample_ce", when="during")
+
+
+def test_k_by_validation_is_the_largest_that_keeps_the_accuracy(
+    network: nn.Module, defender_view: DefenderView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for layer in anatomy.batch_norms(network).values():
+        nn.init.ones_(layer.bias)  # a fresh network's are 0, as pruned ones are
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    pruned: list[int] = []
+
+    def measured(trial: nn.Module, *_: Any) -> float:
+        """Loses a hundredth for each pruned entry, but for a lucky count of 60."""
+        affine = [part for layer in anatomy.batch_norms(trial).values() for part in layer.parameters()]
+        pruned.append(sum(int((part == 0).sum()) for part in affine))
+        return 0.9 if pruned[-1] == 60 else 0.9 - 0.01 * pruned[-1]
+
+    monkeypatch.setattr(affine_budget, "accuracy", measured)
+    options: dict[str, Any] = {"k_mode": "count", "k": 100, "k_select": "val"}
+    chosen = stage(**options, max_drop=0.1).run(network, defender_view)
+    assert chosen.count == 60
+    assert pruned == [0, *range(5, 101, 5)]
+    assert chosen.report["validation_accuracy"] == 0.9
+    monkeypatch.setattr(affine_budget, "accuracy", lambda trial, *_: 1.0 if not pruned.pop(0) else 0.0)
+    assert stage(**options).run(network, defender_view).count == 0
+    assert stage(**options).uses_validation
+    assert not stage().uses_validation
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def test_an_unknown_option_is_named() -> None:
