@@ -15,12 +15,13 @@ from torch import Tensor
 
 from backdoor_bench import config as configuration
 from backdoor_bench import environment, optimiser, progress
-from backdoor_bench.attack import Attack, Trigger, stamp, train_victim
-from backdoor_bench.dataset import Data, Dataset, ImageSet, Manifest, Regime
+from backdoor_bench.attack import Attack, Trigger, train_victim
+from backdoor_bench.dataset import Data, Dataset, Manifest, Regime
 from backdoor_bench.defense import Defense
 from backdoor_bench.errors import ConfigError, DataError, require_whole
+from backdoor_bench.evaluation import make_evaluator
 from backdoor_bench.memory import Answers, answer, remember
-from backdoor_bench.metric import Evaluator, Measurement, TriggeredSet
+from backdoor_bench.metric import Evaluator, Measurement
 from backdoor_bench.model import Network, anatomy, architecture, start
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.store import Store, Stored, identity
@@ -144,18 +145,19 @@ class Bench:
 
     def _by_content(self, config: Mapping[str, Any], group: str) -> Any:
         """A method's node as keys have it: other data sets that it needs are there, and are known by their images."""
-        own = config["dataset"]["name"]
+        own = self.manifest(config)
 
         def manifest(path: str, node: Mapping[str, Any]) -> Manifest:
-            if node.get("name") == own:
-                raise ConfigError(f"{path}={own} is the run's own data set; name another, e.g. dataset@{path}=cifar100")
             try:
-                return self.manifest({"dataset": node})
+                found = self.manifest({"dataset": node})
             except DataError as error:
                 raise DataError(f"{path}: {error}") from None
+            if found.name == own.name or {found.train_sha256, found.test_sha256} & {own.train_sha256, own.test_sha256}:
+                raise ConfigError(f"{path} is {own.name}, the run's own; name another, e.g. dataset@{path}=cifar100")
+            return found
 
         node = config.get(group)
-        question = (_text(node or {}), own)
+        question = (_text(node or {}), own.train_sha256)
         return node and answer(self._told, question, 4096, lambda: identity.by_content(node, manifest, group))
 
     def _once(self, question: Hashable, check: Callable[[], object]) -> None:
@@ -299,30 +301,9 @@ def start_model(node: Mapping[str, Any], num_classes: int, **overrides: Any) -> 
     return network
 
 
-def triggered_set(
-    test: ImageSet, attack: Attack, trigger: Trigger, num_classes: int, numerics: Numerics
-) -> TriggeredSet:
-    """The test images that are not of their attack label already, triggered and rounded to uint8."""
-    wanted = attack.attack_labels(test.labels, num_classes)
-    kept = test[wanted != test.labels]
-    images = stamp(trigger, kept.images, numerics)
-    return TriggeredSet(ImageSet(images, kept.labels), wanted[wanted != test.labels])
-
-
 def _evaluator(plan: Plan, data: Data, trigger: Trigger | None) -> Evaluator:
     batch_size = plan.config["trainer"]["eval_batch_size"]
     return make_evaluator(data.test, _attack(plan), trigger, data.num_classes, plan.numerics, batch_size)
-
-
-def make_evaluator(
-    test: ImageSet, attack: Attack | None, trigger: Trigger | None, classes: int, numerics: Numerics, batch_size: int
-) -> Evaluator:
-    """What measures the networks of one victim: the clean test set, the triggered one, and the attack's own."""
-    if attack is None or trigger is None:
-        return Evaluator(test, None, classes, numerics, batch_size)
-    triggered = triggered_set(test, attack, trigger, classes, numerics)
-    extra = attack.test_sets(test, trigger, classes, numerics)
-    return Evaluator(test, triggered, classes, numerics, batch_size, extra)
 
 
 def _attack(plan: Plan) -> Attack | None:

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from backdoor_bench import environment, progress
 from backdoor_bench.attack import Attack
-from backdoor_bench.bench import make_evaluator
 from backdoor_bench.dataset import Augmentation, Dataset
 from backdoor_bench.errors import BenchError, StoreError
+from backdoor_bench.evaluation import make_evaluator
 from backdoor_bench.metric import Evaluator, Measurement
 from backdoor_bench.model import Network, addition
 from backdoor_bench.numerics import Numerics

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_bench.attack.badnet import BadNet
-from backdoor_bench.bench import triggered_set
 from backdoor_bench.dataset import ImageSet
+from backdoor_bench.evaluation import triggered_set
 from backdoor_bench.metric import Comparison, Evaluator, Measurement, TriggeredSet, compare
 from backdoor_bench.numerics import Numerics
 

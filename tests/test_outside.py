@@ -71,9 +71,7 @@ def test_a_key_knows_it_by_its_images(outsider: Callable[..., dict[str, Any]], t
     assert one.config["attack"]["outside"]["root"] == str(tmp_path / "one.npz")  # the record says where it was
 
 
-def test_a_victim_trained_with_it_is_measured_again(
-    outsider: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_a_victim_trained_with_it_is_measured_again(outsider: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     bench = Bench(Store(tmp_path / "store"))
     plan = bench.plan(outsider(arrays(tmp_path / "one.npz", 102)))
     victim = bench.victim(plan, bench.data(plan))
@@ -109,7 +107,7 @@ def test_it_is_found_wherever_a_node_has_it() -> None:
 def test_the_runs_own_data_set_is_no_other(outsider: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     config = outsider(arrays(tmp_path / "one.npz", 100))
     own = {**config["attack"], "outside": config["dataset"]}
-    with pytest.raises(ConfigError, match=r"attack\.outside=digits is the run's own data set; name another, e\.g\. "):
+    with pytest.raises(ConfigError, match=r"attack\.outside is digits, the run's own; name another, e\.g\. "):
         Bench(Store(tmp_path / "store")).plan({**config, "attack": own})
 
 

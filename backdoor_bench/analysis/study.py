@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from backdoor_bench import config as configuration
 from backdoor_bench import experiment, progress, remeasure, seeding
-from backdoor_bench.bench import Bench, Plan, triggered_set
+from backdoor_bench.bench import Bench, Plan
 from backdoor_bench.chance import at_chance, best_constant
 from backdoor_bench.dataset import ImageSet
 from backdoor_bench.defense import DefenderView, Defense
 from backdoor_bench.errors import ConfigError, StoreError
+from backdoor_bench.evaluation import triggered_set
 from backdoor_bench.metric import TriggeredSet
 
 Compose = Callable[[str | None], Mapping[str, Any]]

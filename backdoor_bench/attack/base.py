@@ -133,12 +133,19 @@ class Attack(ABC):
         """The training set with the trigger stamped on the chosen images, and their labels changed."""
         return self.stamped(view, trigger, self.choose(view))
 
-    def stamped(self, view: AttackerView, trigger: Trigger, chosen: Tensor, covers: Tensor | None = None) -> Poisoned:
+    def stamped(
+        self,
+        view: AttackerView,
+        trigger: Callable[[Tensor], Tensor],
+        chosen: Tensor,
+        covers: Tensor | None = None,
+    ) -> Poisoned:
         """A copy of the training set, ``trigger`` on both kinds of images, the attack's labels on the chosen ones.
 
         Args:
             view: the attacker's.
-            trigger: as training images get it; it may draw, as it is applied once.
+            trigger: as training images get it, the attack's or another (weaker) function of float images in [0, 1]; it
+                may draw, as it is applied once.
             chosen: (n,) int64, the positions to poison.
             covers: (m,) int64, others, which keep their labels; see :class:`Poisoned`.
         """

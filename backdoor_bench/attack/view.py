@@ -13,7 +13,7 @@ from backdoor_bench import seeding, training
 from backdoor_bench.attack.victim import Victim
 from backdoor_bench.dataset import Augmentation, Batches, Dataset, ImageSet
 from backdoor_bench.dataset.base import fingerprint
-from backdoor_bench.dataset.pixels import resize
+from backdoor_bench.dataset.outside import outside
 from backdoor_bench.model import Network
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.training import History, Recipe
@@ -65,8 +65,7 @@ class AttackerView:
 
     def outside(self, dataset: Dataset) -> ImageSet:
         """The training images of another data set, on the device, resized to this one's size; labels are its own."""
-        data, (height, width) = dataset.load().train, self.train.images.shape[2:]
-        return ImageSet(resize(data.images, (height, width)), data.labels).to(self.numerics.device)
+        return outside(dataset, self.train, self.numerics.device)
 
     def fit(
         self, module: LightningModule, epochs: int, batch_size: int, title: str, data: ImageSet | None = None

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from backdoor_bench import seeding
 from backdoor_bench.attack.base import Trigger
-from backdoor_bench.dataset import Augmentation, ImageSet
+from backdoor_bench.dataset import Augmentation, Dataset, ImageSet
+from backdoor_bench.dataset.outside import outside
 from backdoor_bench.errors import IncompatibleError
 from backdoor_bench.numerics import Numerics
 
@@ -72,6 +73,14 @@ class DefenderView:
                 f"(assumes: [{name}]) and the victim must have one (+attack=NAME)"
             )
         return what
+
+    def outside(self, dataset: Dataset) -> ImageSet:
+        """The training images of another data set, on the device, resized to this one's size; labels are its own.
+
+        A stage takes the :class:`Dataset` as an option, as attacks do; see :class:`Attack`. Planning refuses the run's
+        own, so that no test image comes this way.
+        """
+        return outside(dataset, self.train, self.device)
 
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator for one purpose of the running stage."""

@@ -17,9 +17,9 @@ from backdoor_bench import seeding, training
 from backdoor_bench.attack import Attack, AttackerView, Poisoned, Taxonomy, Trigger, train_victim
 from backdoor_bench.attack.badnet import BadNet, PatchTrigger
 from backdoor_bench.attack.base import Victim, fit_victim, victim_draws
-from backdoor_bench.bench import triggered_set
 from backdoor_bench.dataset import Augmentation, Data, ImageSet
 from backdoor_bench.dataset.base import describe
+from backdoor_bench.evaluation import triggered_set
 from backdoor_bench.model import Network
 from backdoor_bench.store import Store
 from backdoor_bench.store.clean import OF_THE_VICTIM, CleanNetworks
