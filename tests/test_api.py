@@ -298,6 +298,12 @@ class Maps(Own):
         return self.conv1(x)
 
 
+class Detached(Own):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
 class Uncopied(Own):
     def __deepcopy__(self, memo: Any) -> Any:
         raise TypeError("mine alone")
@@ -309,6 +315,7 @@ class Uncopied(Own):
         (lambda: Tuple(), "Tuple returns a tuple; expected logits alone"),
         (lambda: AuxiliaryInTraining(), "AuxiliaryInTraining, in train mode, returns a tuple"),
         (lambda: Maps(), r"returns torch.float32 of shape \(4, 8, 7, 7\) for 4 images"),
+        (lambda: Detached(), "the logits of Detached have no gradient"),
         (lambda: Uncopied(), "cannot be copied .*mine alone"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), "has layers that get their shapes in the first"),
         (lambda: own(channels=4), r"cannot be run on float images of shape \(4, 3, 16, 16\)"),

@@ -151,8 +151,13 @@ def take(
     frame = Frame(mean, std, grey)
     hook = copy.register_forward_pre_hook(frame, prepend=True)
     probes = numerics.images(images.images[:PROBES])
-    logits = _probe(copy, probes, grey, numerics)
-    _probe(deepcopy(copy).train(), probes, grey, numerics, ", in train mode,")
+    with torch.no_grad():
+        logits = _probe(copy, probes, grey, numerics)
+    if not _probe(deepcopy(copy).train(), probes, grey, numerics, ", in train mode,").requires_grad:
+        raise IncompatibleError(
+            f"the logits of {type(network).__name__} have no gradient (its forward runs under no_grad or detaches "
+            "something), and defenses train by it; hand over the network inside"
+        )
     if not bool(logits.isfinite().all()):
         raise IncompatibleError(f"{type(network).__name__} gives NaN or infinite logits on these images")
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits)).to(logits), atol=1e-3):
@@ -199,7 +204,7 @@ def _probe(network: nn.Module, images: Tensor, grey: bool, numerics: Numerics, h
     batch, channels, *size = images.shape
     name, shape = type(network).__name__, (batch, 1 if grey else channels, *size)
     try:
-        with torch.no_grad(), seeding.scope("probe", device=numerics.device):
+        with seeding.scope("probe", device=numerics.device):
             logits = network(images)
     except Exception as error:  # whatever the network raises
         hint = "; for a network of RGB images repeat the channel: images.expand(-1, 3, -1, -1)" if grey else ""
