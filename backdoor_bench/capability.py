@@ -42,7 +42,9 @@ TEMPLATES = {"timm": "timm:convnext_atto", "torchvision": None}
 COMMON = [
     "dataset=digits", "spc=2", "device=cpu", "trainer.precision=32-true", "+attack=badnet", "preset=default",
 ]  # fmt: skip
-STEPS, BATCH_SIZE = 20, 16
+STEPS, BATCH_SIZE, LEARNING_RATE = 20, 16, 1e-4
+"""Of the few steps of Adam. At 1e-3 they leave wide_resnet with logits of several hundred, and TSBD's fine-tuning, over
+maps of one pixel, with infinite gradients."""
 LONGER = {"tsbd_epochs": 5}
 """Least lengths above 1: TSBD zeroes weights, and BatchNorm's statistics take some steps to follow (EfficientNet)."""
 
@@ -110,7 +112,7 @@ def suspect(plan: Plan, data: ImageSet) -> Network:
     with seeding.scope("capability"):
         network = plan.numerics.place(make_model(plan.config["model"], plan.manifest.num_classes))
         if anatomy.batch_norms(network):
-            optimizer = torch.optim.Adam(network.train().parameters(), lr=1e-3)
+            optimizer = torch.optim.Adam(network.train().parameters(), lr=LEARNING_RATE)
             for rows in torch.randperm(len(data))[: STEPS * BATCH_SIZE].split(BATCH_SIZE):
                 loss = F.cross_entropy(network(plan.numerics.images(data.images[rows])), data.labels[rows])
                 optimizer.zero_grad()
