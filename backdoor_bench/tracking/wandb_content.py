@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-LAYOUT = 2
+LAYOUT = 3
 """Raised when the same records shall look different in W&B: they are then sent again."""
 
 METRICS = ("acc", "asr", "ra", "der", "arr", "rdr")
@@ -85,7 +85,8 @@ def of_victim(records: Sequence[Record], group: str | None = None) -> Content:
     """A victim, with all that was done to it as a table of cells.
 
     ``defenses.NAME`` in the summary and ``stage/NAME/*`` in the history are means over the victim's cells with that
-    defense, whatever their regime, repetition and options (``n`` says how many); the table ``cells`` has each.
+    defense, whatever their regime, repetition and options (``n`` says how many); the table ``cells`` has each. Of a
+    victim of a weak attack or at chance they are ``unranked.NAME``: no leaderboard takes its mean over them.
     """
     records = sorted(records, key=lambda record: str(record["key"]))
     done = [record for record in records if record["status"] == "ok"]
@@ -106,10 +107,11 @@ def of_victim(records: Sequence[Record], group: str | None = None) -> Content:
         if record["defense"] is not None:
             by_defense[record["defense"]].append(record)
     before = one.get("before", {})
+    ranked = not (one.get("weak_attack") or one.get("victim_at_chance"))
     summary = {
         **names, **dict.fromkeys(METRICS), **before, **_facts(one), "runs": len(records),
         "failed": sum(record["status"] == "failed" for record in records),
-        "defenses": {
+        "defenses" if ranked else "unranked": {
             name: _means(METRICS, of) | {"n": len(of), "at_chance": sum(bool(one.get("at_chance")) for one in of)}
             for name, of in sorted(by_defense.items())
         },

@@ -164,6 +164,26 @@ def test_dashboard_as_a_file(tmp_path: Path) -> None:
     assert spec["charts"]["backdoor_bench_box"]["mark"]["type"] == "boxplot"
 
 
+def test_the_leaderboard_holds_blind_defenses_on_attacks_that_work() -> None:
+    pytest.importorskip("wandb_workspaces")
+    blind, knowing = wandb_dashboard.by_assumption()
+    assert "gradprune_oracle" in knowing
+    assert {"ft", "gradprune"} <= set(blind)
+    board = next(s for s in wandb_dashboard.workspace("p", "me").sections if s.name == "Leaderboard")
+    bars = {
+        panel.title: {metric.name for metric in panel.metrics} for panel in board.panels if hasattr(panel, "metrics")
+    }
+    (apart,) = [names for title, names in bars.items() if "not to be ranked" in title]
+    assert apart == {f"defenses.{name}.asr" for name in knowing}
+    assert not any(
+        "oracle" in name for title, names in bars.items() if "not to be ranked" not in title for name in names
+    )
+    for doubt in ("weak_attack", "victim_at_chance"):
+        summary = wandb_content.of_victim([RECORD | {doubt: True}]).summary
+        assert "defenses" not in summary
+        assert summary["unranked"]["ft"]["n"] == 1
+
+
 def test_panels_ask_for_what_runs_hold() -> None:
     """The dashboard's keys are those of the runs: a renamed one would leave a panel empty."""
     pytest.importorskip("wandb_workspaces")
