@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchError as error:
         progress.say(f"error: {error}")
         return 1
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("backdoor_bench"):
+            raise
         progress.say(f"error: reports need {error.name}; install it with: pip install 'backdoor_bench[report]'")
         return 1
     return 0

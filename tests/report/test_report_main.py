@@ -105,3 +105,19 @@ def test_without_records_it_says_what_to_run(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "empty")]) == 1
     assert "make one first: python -m backdoor_bench +attack=badnet" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("name", "ours"), [("pandas", False), ("backdoor_bench.report.nothing", True)])
+def test_only_a_package_that_is_missing_is_called_missing(
+    name: str, ours: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ModuleNotFoundError("none", name=name)
+
+    monkeypatch.setattr("backdoor_bench.report.__main__._report", fail)
+    if ours:
+        with pytest.raises(ModuleNotFoundError):
+            main([])
+    else:
+        assert main([]) == 1
+        assert "reports need pandas; install it with: pip install 'backdoor_bench[report]'" in capsys.readouterr().err
