@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 PERPLEXITY = 30.0
 NEIGHBOURS = 10
+NAMED = 10
+"""Classes that can be told apart in a picture; the names of more hide the points."""
 TRIGGERED_SHARE = 5  # one triggered image to so many clean ones
 
 
@@ -51,12 +54,15 @@ def neighbour_share(clean: Tensor, labels: Tensor, points: Tensor, wanted: Tenso
 
 @dataclass(frozen=True)
 class Tsne(Finding):
-    """``points``: network to (N + M, 2), clean images first; ``shares``: network to neighbour shares."""
+    """``points``: network to (N + M, 2), clean images first; ``shares``: network to neighbour shares; ``true``,
+    ``wanted``: the triggered images' labels, their own and the attack's.
+    """
 
     points: Mapping[str, NDArray[np.float64]]
     shares: Mapping[str, Mapping[str, float]]
     labels: Sequence[int]
     true: Sequence[int]
+    wanted: Sequence[int]
     class_names: Sequence[str]
 
     def summary(self) -> dict[str, Any]:
@@ -75,13 +81,15 @@ class Tsne(Finding):
         columns = min(len(self.points), 3)
         rows = -(-len(self.points) // columns)
         figure, panels = style.canvas(rows, columns, 2.7, 2.7)
-        shown = sorted(set(self.labels))
+        shown = self.named()
         looks = {label: how for label, how in zip(shown, style.classes(len(shown)), strict=True)}
         labels = np.array(self.labels)
         for panel in [panel for row in panels for panel in row][len(self.points) :]:
             panel.set_axis_off()
         for panel, (name, points) in zip([panel for row in panels for panel in row], self.points.items(), strict=False):
             clean, marked = points[: len(labels)], points[len(labels) :]
+            others = clean[~np.isin(labels, shown)]
+            panel.scatter(others[:, 0], others[:, 1], s=4, color="#BBBBBB", alpha=0.7, linewidths=0)
             for label, how in looks.items():
                 own = clean[labels == label]
                 panel.scatter(own[:, 0], own[:, 1], s=9, color=how.color, marker=how.marker, alpha=0.7, linewidths=0)
@@ -104,9 +112,19 @@ class Tsne(Finding):
         style.title(figure, "Penultimate features, t-SNE")
         return figure
 
+    def named(self) -> list[int]:
+        """The classes that have a colour and a name: all, or :data:`NAMED` of them, the attack's targets first."""
+        there = sorted(set(self.labels))
+        wanted = [label for label, _ in Counter(self.wanted).most_common() if label in there]
+        first = list(dict.fromkeys([*wanted, *there]))[:NAMED]
+        return sorted(first) if len(there) > NAMED else there
+
     def notes(self) -> list[str]:
+        there = len(set(self.labels))
+        some = f"{NAMED} of the {there} classes have a colour and a name, the target among them; the others are grey"
         return [
             f"{len(self.labels):,} clean test images by class, {len(self.true):,} triggered ones as crosses",
+            *[some] * (there > NAMED),
             f"Near the target: share of the {NEIGHBOURS} nearest clean features (not in the plane) of the attack label",
             f"scikit-learn's t-SNE, perplexity {PERPLEXITY:g}, PCA start",
         ]
@@ -128,7 +146,7 @@ def analyse(study: Study) -> Tsne:
             "true": neighbour_share(clean, study.images.labels, poisoned, true),
         }
     names = study.data.manifest.class_names
-    return Tsne(points, shares, study.images.labels.tolist(), true.tolist(), names)
+    return Tsne(points, shares, study.images.labels.tolist(), true.tolist(), wanted.tolist(), names)
 
 
 def _features(study: Study, network: nn.Module, images: Tensor) -> Tensor:

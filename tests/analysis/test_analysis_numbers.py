@@ -78,6 +78,22 @@ def test_neighbours_vote() -> None:
     assert tsne.neighbour_share(clean, labels, points, wanted, 3) == pytest.approx(2 / 6)
 
 
+def test_of_many_classes_ten_are_named_and_the_target_is_among_them() -> None:
+    def found(classes: int, target: int) -> tsne.Tsne:
+        labels = [label for label in range(classes) for _ in range(2)]
+        points = np.arange(2.0 * (len(labels) + 3)).reshape(-1, 2)
+        names = [f"class {label}" for label in range(classes)]
+        return tsne.Tsne({"victim": points}, {"victim": {"target": 0.5}}, labels, [0, 1, 2], [target] * 3, names)
+
+    few, many = found(10, 9), found(43, 30)
+    assert few.named() == list(range(10))
+    assert many.named() == [*range(9), 30]
+    texts = [text.get_text() for text in many.draw().axes[0].texts]
+    assert texts == [f"class {label}" for label in many.named()]
+    assert "10 of the 43 classes" in " ".join(many.notes())
+    assert "classes have" not in " ".join(few.notes())
+
+
 def test_the_embedding_separates_and_repeats() -> None:
     features = torch.cat([torch.randn(15, 4), torch.randn(15, 4) + 30])
     found = tsne.embed(features, seed=1)
