@@ -73,12 +73,11 @@ def write(
     """
     additions = addition.describe(network)
     if path.suffix == ".safetensors":
-        names = {} if additions or names is None else names
+        own = network.state_dict()
+        names = dict(zip(own, own, strict=True)) if additions or names is None else names
         tensors = {
-            names.get(name, name): tensor.detach()
-            .to("cpu", (dtypes or {}).get(name, tensor.dtype), copy=True)
-            .contiguous()
-            for name, tensor in network.state_dict().items()
+            called: own[name].detach().to("cpu", (dtypes or {}).get(name, own[name].dtype), copy=True).contiguous()
+            for name, called in names.items()
         }
         about = {"format": FORMAT, "additions": additions, "model": dict(model) if model else None}
         metadata = {"format": "pt", METADATA: json.dumps(about)}

@@ -152,6 +152,17 @@ def test_export_has_the_names_and_the_interface_it_came_with(compose, bench, fil
     assert out.exists()
 
 
+def test_a_file_without_counts_of_batches_gets_an_export_without_them(compose, bench, file, tmp_path) -> None:
+    """BatchNorm of old files and of some exporters has none; the export can be read as what came."""
+    loaded, out = torch.load(file, weights_only=True), tmp_path / "clean.safetensors"
+    loaded["model"] = {k: value for k, value in loaded["model"].items() if not k.endswith("num_batches_tracked")}
+    torch.save(loaded, file)
+    config = compose("+defense=ft", f"victim={file}", f"export={out}", "spc=10", *NORMALISED)
+    record = experiment.run(config, bench).record
+    assert safetensors.torch.load_file(out).keys() == loaded["model"].keys()
+    assert experiment.run(compose(f"victim={out}", *NORMALISED), bench).record["acc"] == record["acc"]
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "ts"])
 def test_bounds_are_exported_with_the_network(suffix, compose, bench, file, tmp_path) -> None:
     out = tmp_path / f"clean.{suffix}"
