@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -91,15 +91,22 @@ def _with_file(config: Mapping[str, Any], store: Store, path: Path) -> tuple[dic
             "save_purified=true needs a victim of the store; a file's purified network: export=OUT.safetensors"
         )
     attack = None if trigger is None else _attack(config, store, str(trigger))
-    mean, std = (config.get(name) for name in ("mean", "std"))
     node = {
         **start.constructor(config["model"]),
-        "mean": list(IDENTITY[0] if mean is None else mean),
-        "std": list(IDENTITY[1] if std is None else std),
+        "mean": _per_channel("mean", config.get("mean"), IDENTITY[0]),
+        "std": _per_channel("std", config.get("std"), IDENTITY[1]),
     }
     all_images = {"clean_ratio": 1.0} if config["spc"] is None and config["clean_ratio"] is None else {}
     given = Given(path, _content(path), None if trigger is None else str(trigger))
     return {**config, **all_images, "model": node, "attack": attack}, given
+
+
+def _per_channel(name: str, values: Any, default: Sequence[float]) -> list[float]:
+    if values is None:
+        return list(default)
+    if not isinstance(values, (list, tuple)) or not all(isinstance(value, (int, float)) for value in values):
+        raise ConfigError(f"{name}={values}: expected three numbers, one per channel, e.g. {name}=[0.5,0.5,0.5]")
+    return list(values)
 
 
 def _content(path: Path) -> str:

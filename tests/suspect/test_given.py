@@ -237,6 +237,8 @@ KEY = "0123456789abcdef0123"
         (["+defense=ft", "victim=FILE", "export=x.zip"], ConfigError, "expected a name ending in .safetensors"),
         (["victim=nowhere.pt"], UntrustedError, "nowhere.pt cannot be read: No such file"),
         (["victim=FILE", "mean=[0.5]"], ConfigError, "expected three means"),
+        (["victim=FILE", "mean=0.5"], ConfigError, r"mean=0.5: expected three numbers.*mean=\[0.5,0.5,0.5\]"),
+        (["victim=FILE", "std=imagenet"], ConfigError, "std=imagenet: expected three numbers, one per channel"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused_before_work(
