@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from backdoor_bench import progress
 from backdoor_bench.errors import BenchError, ConfigError, StoreError
 from backdoor_bench.store import upkeep
 from backdoor_bench.store.base import Store
 
 SHOWN = 20
-MIB = 2**20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def _compact(store: Store) -> int:
         path = frame.compact(store.root)
     except ModuleNotFoundError as error:
         raise ConfigError(f"Parquet needs {error.name}: pip install 'backdoor_bench[report]'") from None
-    progress.say(f"{path}: {path.stat().st_size / MIB:.1f} MiB")
+    progress.say(f"{path}: {decimal(path.stat().st_size)}")
     return 0
 
 
@@ -81,15 +82,17 @@ def _gc(store: Store, yes: bool) -> int:
     for number, finding in enumerate(findings):
         size += finding.bytes
         if number < SHOWN:
-            print(f"{finding.path.relative_to(store.root)}: {finding.what} ({finding.bytes / MIB:.1f} MiB)")
+            print(f"{finding.path.relative_to(store.root)}: {finding.what} ({decimal(finding.bytes)})")
     if len(findings) > SHOWN:
         print(f"and {len(findings) - SHOWN:,} more")
     if not findings:
         progress.say("nothing to remove")
     elif not yes:
-        progress.say(f"{len(findings):,} things, {size / MIB:.1f} MiB; remove them with --yes")
+        progress.say(f"{len(findings):,} things, {decimal(size)}; remove them with --yes")
     else:
-        progress.say(f"{upkeep.remove(store, findings):,} of {len(findings):,} things removed, {size / MIB:.1f} MiB")
+        progress.say(
+            f"{upkeep.remove(store, findings):,} of {len(findings):,} things removed, of {decimal(size)} together"
+        )
     return 0
 
 
