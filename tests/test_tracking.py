@@ -123,8 +123,9 @@ def test_a_sweep_s_victims_are_sent_when_it_ends(compose, tmp_path) -> None:
     cells = {row["run"]: row for row in read.tables["cells"]}
     assert len(cells) == 3
     assert cells[kept[1].record["key"]]["der"] == kept[1].record["der"]
-    assert read.summary["defenses"]["ft"]["asr"] == pytest.approx(sum(done.record["asr"] for done in kept) / 2)
-    assert read.summary["defenses"]["ft"]["n"] == 2
+    assert "defenses" not in read.summary  # a victim of so few images is weak: no leaderboard counts it
+    assert read.summary["unranked"]["ft"]["asr"] == pytest.approx(sum(done.record["asr"] for done in kept) / 2)
+    assert read.summary["unranked"]["ft"]["n"] == 2
     assert read.summary["asr"] == kept[0].record["before"]["asr"]
     assert read.history[0]["stage/ft/asr"] == kept[0].record["before"]["asr"]
     assert list(run.glob("files/media/images/trigger*.png"))

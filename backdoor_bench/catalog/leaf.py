@@ -13,10 +13,10 @@ from backdoor_bench import config as configuration
 
 
 def head(path: Path) -> str:
-    """The comment that a file begins with, as one text."""
+    """The first paragraph of the comment that a file begins with, as one text; a line with nothing but # ends it."""
     lines = []
     for line in path.read_text().splitlines():
-        if not line.startswith("#"):
+        if not line.startswith("#") or line.strip() == "#":
             break
         lines.append(line.lstrip("# "))
     return " ".join(lines)

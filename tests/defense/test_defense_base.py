@@ -210,8 +210,8 @@ def test_a_stage_may_refuse_a_network_when_a_run_is_planned() -> None:
         network = nn.Sequential(nn.Conv2d(3, 2, 1))
         made = defense({"large": Large()}, instead=["clp"])
         made.check_network(network, torch.empty(2, 3, 64, 64))
-    with pytest.raises(IncompatibleError, match=r"mine, stage 'large': it needs images of 48 .* e\.g\. clp"):
-        made.check_network(network)
+    with pytest.raises(IncompatibleError, match=r"mine, stage 'large': it needs images of 48 .* e\.g\. ft$"):
+        made.check_network(network)  # clp is refused here, too: no BatchNorm
 
 
 def test_an_assumed_trigger_must_be_there(network: nn.Module, defender_view: DefenderView) -> None:
