@@ -92,6 +92,8 @@ def compose_run(arguments: Sequence[str], conf: Path) -> DictConfig | None:
         if not isinstance(node, DictConfig):
             raise ConfigError(f"{found[1]}: {where} is one value, {node}, without options of its own")
         if part not in node:
+            if part in ("attack", "defense") and not path:
+                raise ConfigError(f"{found[1]}: no {part} is chosen; add +{part}=NAME")
             raise unknown(f"option of {where}" if where else "option", part, map(str, node))
         node = node[part]
         path.append(part)

@@ -94,6 +94,7 @@ def test_the_plus_of_an_optional_group_may_be_left_out(group: str) -> None:
         (["recipe.epoch=3"], "option of recipe 'epoch'. Did you mean epochs"),
         (["recipe.epochs.most=3"], "recipe.epochs is one value, 15, without options of its own"),
         (["sede=3"], "unknown option 'sede'. Did you mean seed"),
+        (["+attack=badnet", "defense.epochs=3"], "defense.epochs: no defense is chosen; add +defense=NAME"),
     ],
 )
 def test_a_misspelt_option_is_refused_with_close_matches(arguments: list[str], message: str) -> None:
