@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from backdoor_bench import progress
-from backdoor_bench.errors import BenchError, ConfigError, StoreError, unknown
+from backdoor_bench import output, progress
+from backdoor_bench.errors import BenchError, ConfigError, unknown
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -198,11 +198,7 @@ def _save(out: Path | None, text: str) -> None:
     if out is None:
         sys.stdout.write(text)
         return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text)
-    except OSError as error:
-        raise StoreError(f"cannot write {out}: {error.strerror}; choose another place with --out") from error
+    output.write(text, out)
     progress.say(f"written to {out}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoor_bench import progress
+from backdoor_bench import output, progress
 from backdoor_bench.errors import BenchError, ConfigError, StoreError
 from backdoor_bench.report import reading
 from backdoor_bench.tracking import wandb_content
@@ -74,11 +74,7 @@ def _dashboard(options: argparse.Namespace) -> None:
         progress.say(f"saved: {wandb_dashboard.save(options.project, options.entity)}")
         return
     text = json.dumps(wandb_dashboard.spec(options.project, options.entity), indent=1)
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
-    except OSError as error:
-        raise StoreError(f"cannot write {options.out}: {error.strerror}; choose another place with --out") from error
+    output.write(text + "\n", options.out)
     progress.say(f"written to {options.out}; with an account, --online saves it in the project {options.project}")
 
 
