@@ -21,7 +21,7 @@ from backdoor_bench.defense import DefenderView, Defense
 from backdoor_bench.errors import BenchError, BusyError
 from backdoor_bench.metric import Comparison, Evaluator, Measurement, compare
 from backdoor_bench.model import addition
-from backdoor_bench.store import RECORD_FORMAT, Stored
+from backdoor_bench.store import RECORD_FORMAT, Stored, identity
 from backdoor_bench.suspect import given as suspects
 from backdoor_bench.suspect.deliver import deliver
 from backdoor_bench.suspect.export import check_target
@@ -228,5 +228,6 @@ def describe(plan: Plan, started: float) -> dict[str, Any]:
         "preset": config["preset"]["name"],
         "numerics": plan.numerics.describe(),
         "environment": environment.describe(),
+        "versions": identity.versions({name: config.get(name) for name in ("attack", "defense")}),
         "config": config,
     }

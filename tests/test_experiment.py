@@ -207,6 +207,7 @@ def test_the_record_says_what_was_run_and_measured(compose, store) -> None:
     assert (record["attack"], record["defense"], record["dataset"]) == ("badnet", "ft", "digits")
     assert record["architecture"] == "preact_resnet18"
     assert record["config"] == json.loads(json.dumps(config))
+    assert record["versions"] == {"attack": 1, "attack.trigger": 1, "defense.stages.finetune": 1}
     assert [stage["name"] for stage in record["stages"]] == ["finetune"]
     assert record["stages"][-1]["acc"] == record["acc"]
     assert record["weak_attack"] == (record["before"]["asr"] < 0.5)

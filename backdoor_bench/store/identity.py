@@ -114,6 +114,24 @@ def versioned(node: Any) -> Any:
     return node
 
 
+def versions(node: Any, path: str = "") -> dict[str, int]:
+    """The versions of a configuration's classes by their place in it, for a record to say what a key only digests.
+
+    ``attack`` is the attack's own, ``attack.trigger`` its trigger's, ``defense.stages.unlearn`` a stage's.
+    """
+    if isinstance(node, (list, tuple)):
+        node = dict(enumerate(node))
+    if not isinstance(node, Mapping):
+        return {}
+    target = node.get("_target_")
+    own = _versions(target) if isinstance(target, str) else {}
+    places = {"_version_": path, "_trigger_version_": f"{path}.trigger"}
+    found = {places[name]: version for name, version in own.items()}
+    for name, value in node.items():
+        found |= versions(value, f"{path}.{name}" if path else str(name))
+    return found
+
+
 @cache
 def _versions(target: str) -> dict[str, int]:
     kind = get_object(target)

@@ -205,3 +205,14 @@ def test_versions_of_classes_outside_the_package_count(tmp_path, monkeypatch) ->
     expected = {"_target_": "my_stages.Mine", "lr": 1, "_version_": 3}
     assert identity.versioned({"_target_": "my_stages.Mine", "lr": 1}) == expected
     assert identity.versioned([{"_target_": "torch.optim.SGD"}]) == [{"_target_": "torch.optim.SGD"}]
+
+
+def test_a_record_can_name_the_versions_that_its_key_digests(compose) -> None:
+    config = compose("+attack=wanet", "+defense=unit")
+    told = identity.versions({"attack": config["attack"], "defense": config["defense"]})
+    assert told["attack"] == 2
+    assert told["attack.trigger"] == 1
+    stages = config["defense"]["stages"]
+    assert {f"defense.stages.{name}" for name in stages} <= told.keys()
+    assert told["defense.stages.tighten"] == 2
+    assert identity.versions({"attack": None}) == {}
