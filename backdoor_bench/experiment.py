@@ -51,11 +51,12 @@ def run_plan(plan: Plan, bench: Bench) -> Outcome:
     if config.get("export") is not None:  # what is there already is an error before any work
         check_target(config["export"], replace=config["force"])
     with bench.store.claim(f"run-{plan.key}"):
-        record = bench.store.record(plan.key)
+        done = bench.store.done(plan.key)
         redo = config["force"] or config.get("export") is not None or _lacks_purified(plan, bench)
-        if record is not None and not redo:
+        if done and not redo:
             progress.say(f"found in the store: run {plan.key} (force=true runs it again)")
-            return Outcome(record, str(bench.store.root / "runs" / plan.key), True)
+            path, record = done[0]
+            return Outcome(record, str(path), True)
         started = time.time()
         facts = describe(plan, started)
         try:

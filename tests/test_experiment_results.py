@@ -35,10 +35,12 @@ def test_a_run_is_done_again_if_its_purified_network_was_not_kept(
     bench = Bench(Store(tmp_path))
     config = compose("+attack=badnet", "+defense=ft")
     first = experiment.run(config, bench)
-    assert experiment.run(config, bench).found
+    again = experiment.run(config, bench)
+    assert (again.found, again.path) == (True, first.path)
     kept = experiment.run({**config, "save_purified": True}, bench)
     assert not kept.found
     assert kept.record["acc"] == first.record["acc"]
     assert bench.store.load("purified", kept.record["key"]) is not None
-    assert experiment.run({**config, "save_purified": True}, bench).found
+    again = experiment.run({**config, "save_purified": True}, bench)
+    assert (again.found, again.path) == (True, kept.path)
     assert len(bench.store.attempts(kept.record["key"])) == 2

@@ -73,6 +73,7 @@ def test_one_run_prints_its_table_and_is_found_again(folder) -> None:
     again = process(folder, "+attack=badnet", "+defense=ft", "defense.epochs=1", *TINY)
     assert again.returncode == 0
     assert "found in the store" in again.stderr
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]  # with the record's file
     assert len(records(folder)) == 1
 
 

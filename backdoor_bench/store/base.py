@@ -110,7 +110,12 @@ class Store:
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The latest record of a run whose status is ``ok``, or None."""
-        return next((record for record in reversed(self.attempts(key)) if record.get("status") == "ok"), None)
+        return next((record for _, record in self.done(key)), None)
+
+    def done(self, key: str) -> list[tuple[Path, dict[str, Any]]]:
+        """The records of a run whose status is ``ok``, each with its file, the latest first."""
+        found = self._attempts(key)
+        return [(path, record) for path, record in reversed(found) if record.get("status") == "ok"]
 
     def attempts(self, key: str) -> list[dict[str, Any]]:
         """All readable records of a run, oldest first; a damaged one is said and set aside.
@@ -118,6 +123,9 @@ class Store:
         Raises:
             StoreError: a record was written by a newer version.
         """
+        return [record for _, record in self._attempts(key)]
+
+    def _attempts(self, key: str) -> list[tuple[Path, dict[str, Any]]]:
         found = []
         for path in sorted((self.root / "runs" / key).glob("[!.]*.json")):
             try:
@@ -130,7 +138,7 @@ class Store:
                     f"record {key}/{path.name} has format {record['format']}, and this version reads up to "
                     f"{RECORD_FORMAT}: a newer backdoor_bench wrote it; update, or choose another store_dir"
                 )
-            found.append(record)
+            found.append((path, record))
         return found
 
     def add_record(self, key: str, record: Mapping[str, Any]) -> Path:
