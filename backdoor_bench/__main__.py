@@ -12,11 +12,14 @@ import threading
 from collections.abc import Sequence
 from types import FrameType
 
+from backdoor_bench import pipe
+
 INTERRUPTED = 130
 """As a shell has it: 128 and the number of the signal."""
 WORDS = "interrupted: what is done is kept, the same command goes on from there"
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 if a run failed, or 130 after an interruption."""
     ours = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers

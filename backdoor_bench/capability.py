@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from backdoor_bench import config as configuration
-from backdoor_bench import progress, seeding
+from backdoor_bench import pipe, progress, seeding
 from backdoor_bench.bench import Bench, Plan, Victim, make_model
 from backdoor_bench.dataset import ImageSet
 from backdoor_bench.defense import Defense
@@ -278,6 +278,7 @@ def table(defenses: Sequence[str], names: Sequence[str], skip: Iterable[tuple[st
                     yield cells.run(defense, model)
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0 if nothing failed."""
     parser = argparse.ArgumentParser(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from backdoor_bench import pipe
 from backdoor_bench.suspect.container import LIMIT_BYTES, printable, readable
 from backdoor_bench.suspect.inspection import Inspection, inspect
 
@@ -53,6 +54,7 @@ def lines(found: Inspection, everything: bool = False) -> list[str]:
     return said
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0 for plain, finite weights, 1 for anything else."""
     parser = argparse.ArgumentParser(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoor_bench import output, progress
+from backdoor_bench import output, pipe, progress
 from backdoor_bench.errors import BenchError, ConfigError, unknown
 from backdoor_bench.store import Store
 
@@ -85,6 +85,7 @@ def write(store: Store, target: Path, filters: Mapping[str, str]) -> int:
     return len(chosen)
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m backdoor_bench.records",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from backdoor_bench import environment, progress
+from backdoor_bench import environment, pipe, progress
 from backdoor_bench.attack import Attack
 from backdoor_bench.dataset import Augmentation, Dataset
 from backdoor_bench.errors import BenchError, StoreError
@@ -139,6 +139,7 @@ def _numerics(recorded: Mapping[str, Any], device: str) -> Numerics:
     return Numerics.resolve(device, recorded["precision"], recorded["channels_last"])
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0 if the measurement agrees with the record, 1 if not or if it cannot be made."""
     parser = argparse.ArgumentParser(

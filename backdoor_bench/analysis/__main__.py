@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_bench import overrides as typed
-from backdoor_bench import progress
+from backdoor_bench import pipe, progress
 from backdoor_bench.analysis.base import ANALYSES, Finding
 from backdoor_bench.config import directory, plain
 from backdoor_bench.errors import BenchError, ConfigError, unknown
@@ -94,6 +94,7 @@ def write(name: str, study: Any, finding: Finding, out: Path, formats: Sequence[
     return made
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """Analyse. Returns 0, or 1 with one sentence if it could not be done."""
     parser = argparse.ArgumentParser(

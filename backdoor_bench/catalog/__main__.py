@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from backdoor_bench import output, progress
+from backdoor_bench import output, pipe, progress
 from backdoor_bench.catalog.entry import GROUPS, Entry, entries
 from backdoor_bench.catalog.page import markdown, terminal
 from backdoor_bench.errors import BenchError, ConfigError
@@ -19,6 +19,7 @@ from backdoor_bench.errors import BenchError, ConfigError
 FORMATS = ("terminal", "markdown", "json")
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 1 with one message."""
     parser = argparse.ArgumentParser(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from backdoor_bench import output, progress
+from backdoor_bench import output, pipe, progress
 from backdoor_bench.errors import BenchError, ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ EXAMPLES = """examples:
 """
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 1 with one message if there is nothing to report."""
     given = list(sys.argv[1:] if arguments is None else arguments)

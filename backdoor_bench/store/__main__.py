@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from backdoor_bench import progress
+from backdoor_bench import pipe, progress
 from backdoor_bench.errors import BenchError, ConfigError, StoreError
 from backdoor_bench.store import upkeep
 from backdoor_bench.store.base import Store
@@ -19,6 +19,7 @@ from backdoor_bench.store.base import Store
 SHOWN = 20
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0, or 1 if something is damaged or went wrong."""
     parser = argparse.ArgumentParser(prog="python -m backdoor_bench.store", description="Look after a store.")

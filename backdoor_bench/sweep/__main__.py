@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoor_bench import progress
+from backdoor_bench import pipe, progress
 from backdoor_bench.errors import BenchError
 from backdoor_bench.sweep import view
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m backdoor_bench.sweep", description="Sweeps over a store.")
     commands = parser.add_subparsers(dest="command", required=True)

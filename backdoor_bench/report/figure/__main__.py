@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoor_bench import progress
+from backdoor_bench import pipe, progress
 from backdoor_bench.errors import BenchError, ConfigError, unknown
 from backdoor_bench.report.figure import style
 from backdoor_bench.report.figure.draw import FIGURES, draw
@@ -78,6 +78,7 @@ def sort(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return names, sources, filters
 
 
+@pipe.quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw. Returns 0, or 1 if something that was asked for could not be drawn."""
     parser = argparse.ArgumentParser(
