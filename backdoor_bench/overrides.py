@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -20,16 +20,22 @@ FACTORS = ("width", "blocks")
 """Options that only networks of our own have."""
 OPTIONAL = ("attack", "defense", "sweep")
 """Groups that a run may do without: Hydra wants a plus before their choice."""
+NAMED = (*OPTIONAL, "dataset", "model", "preset", "logger")
+"""Groups whose names a person knows by heart and may type alone."""
+VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+          "--info", "-i", "--experimental-rerun", "--shell-completion")  # fmt: skip
+"""Hydra's flags with a value behind them."""
 
 
 def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
     """The arguments to give to Hydra.
 
     ``places`` are the folders of configuration groups. Group choices that do not exist and misspelt groups are refused
-    with close matches. In a multirun, a constant under a swept group (``-m +attack=a,b attack.target_label=1``)
-    becomes ``choice(...)``: Hydra applies constants before the swept groups exist, and would refuse it. In a sweep by
-    name, attack and defense are such groups, and ``sweep.only.AXIS=VALUES`` becomes an entry of one mapping, for an
-    axis may have dots of its own. ``attack=NAME`` is taken as ``+attack=NAME``.
+    with close matches, words that are no ``NAME=VALUE`` with what to type. In a multirun, a constant under a swept
+    group (``-m +attack=a,b attack.target_label=1``) becomes ``choice(...)``: Hydra applies constants before the swept
+    groups exist, and would refuse it. In a sweep by name, attack and defense are such groups, and
+    ``sweep.only.AXIS=VALUES`` becomes an entry of one mapping, for an axis may have dots of its own. ``attack=NAME`` is
+    taken as ``+attack=NAME``.
 
     Raises:
         ConfigError: an unknown name.
@@ -41,6 +47,7 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
     multirun = grid or "-m" in flags or "--multirun" in flags
     arguments = _with_options(arguments, grid)
     folders = [*places, *_extra_folders(arguments)]
+    _check_words(arguments, folders)
     parser = OverridesParser.create()
     parsed: list[Override | None] = []
     for position, argument in enumerate(arguments):
@@ -115,6 +122,50 @@ def _with_options(arguments: Sequence[str], grid: bool) -> list[str]:
     return [*kept, f"++sweep.only={{{pairs}}}"] if narrowing else kept
 
 
+def _check_words(arguments: Sequence[str], folders: Sequence[Path]) -> None:
+    """Refuse what has no ``NAME=VALUE``, of which Hydra says ``missing EQUAL``, and options with dashes."""
+    groups = {group: _names(group, folders) for group in NAMED}
+    for before, word, after in zip(["", *arguments], arguments, [*arguments[1:], ""], strict=False):
+        name, is_set, value = word.lstrip("+-").partition("=")
+        if word.startswith("--") and (is_set or name in groups):
+            if not _has_value(word.partition("=")[0]):
+                raise ConfigError(f"{word}: options have no dashes; expected {_typed(name, value or 'NAME')}")
+        elif word.startswith(("-", "~")) or _has_value(before):
+            continue
+        elif is_set and word.endswith(","):
+            rest = after if after and "=" not in after else "VALUE"
+            raise ConfigError(f"{word}: a space ends a value; expected {word}{rest}")
+        elif not is_set:
+            raise ConfigError(f"{word}: expected NAME=VALUE{_advice(before, name, groups)}")
+
+
+def _has_value(word: str) -> bool:
+    """Whether a word is a flag of Hydra's, shortened or not, with a value behind it."""
+    return word in VALUED or (word.startswith("--") and any(flag.startswith(word) for flag in VALUED))
+
+
+def _advice(before: str, name: str, groups: Mapping[str, Collection[str]]) -> str:
+    """What else to type than a name alone."""
+    if before.endswith("="):
+        return f"; a space ends a value: type {before}{name}"
+    if name in groups:
+        return f", as in {_typed(name, min(groups[name]))}"
+    found = [_typed(group, name) for group, names in groups.items() if name in names]
+    if found:
+        return f"; type {' or '.join(found)}"
+    every = {known: group for group, names in groups.items() for known in names}
+    close = [_typed(every[known], known) for known in difflib.get_close_matches(name, every, n=3)]
+    return f". Did you mean {' or '.join(close)}?" if close else ", as in +attack=badnet or seed=1"
+
+
+def _typed(group: str, name: str) -> str:
+    return f"{'+' if group in OPTIONAL else ''}{group}={name}"
+
+
+def _names(group: str, folders: Sequence[Path]) -> set[str]:
+    return {path.stem for base in folders for path in (base / group).glob("*.yaml")}
+
+
 def _depends(override: Override, swept: set[str], grid: bool) -> bool:
     """Whether a constant lies inside a node that only exists once a swept group is chosen, or chooses it."""
     if override.is_sweep_override() or override.is_delete():
@@ -139,7 +190,7 @@ def _check(override: Override, folders: Sequence[Path], grid: bool = False) -> N
             if close:
                 raise unknown("group", root, groups)
         return
-    known = {path.stem for base in folders for path in (base / group).glob("*.yaml")}
+    known = _names(group, folders)
     for name in _choices(override):
         if group == timm_source.GROUP and name.startswith(timm_source.PREFIX):
             from backdoor_bench.model.timm import require  # seconds, which the run itself would take

@@ -60,6 +60,44 @@ def test_unknown_names_are_refused_with_close_matches(argument: str, message: st
         ready(argument)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("badnet", "badnet: expected NAME=VALUE; type +attack=badnet"),
+        ("+badnet", "+badnet: expected NAME=VALUE; type +attack=badnet"),
+        ("+attack=badnet unibp", "unibp: expected NAME=VALUE; type +defense=unibp"),
+        ("-m cifar10", "cifar10: expected NAME=VALUE; type dataset=cifar10"),
+        ("resnet18", "resnet18: expected NAME=VALUE; type model=resnet18"),
+        ("unibp_table1", "unibp_table1: expected NAME=VALUE; type +sweep=unibp_table1"),
+        ("fast", "fast: expected NAME=VALUE; type preset=fast"),
+        ("badnett", "badnett: expected NAME=VALUE. Did you mean +attack=badnet or +attack=wanet?"),
+        ("attack badnet", "attack: expected NAME=VALUE, as in +attack=badnet"),
+        ("dataset", "dataset: expected NAME=VALUE, as in dataset=cifar10"),
+        ("spc", "spc: expected NAME=VALUE, as in +attack=badnet or seed=1"),
+        ("+attack= badnet", "badnet: expected NAME=VALUE; a space ends a value: type +attack=badnet"),
+        ("-m +attack=badnet, blended", "+attack=badnet,: a space ends a value; expected +attack=badnet,blended"),
+        ("-m +attack=badnet, seed=1", "+attack=badnet,: a space ends a value; expected +attack=badnet,VALUE"),
+        ("mean=[0.5, 0.5]", "mean=[0.5,: a space ends a value; expected mean=[0.5,0.5]"),
+        ("--attack=badnet", "--attack=badnet: options have no dashes; expected +attack=badnet"),
+        ("--defense ft", "--defense: options have no dashes; expected +defense=NAME"),
+        ("--seed=1", "--seed=1: options have no dashes; expected seed=1"),
+    ],
+)
+def test_what_is_no_option_says_what_to_type(arguments: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        prepare(arguments.split(), CONF, config.directory("multirun_sweeps"))
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--cfg job -p defense +defense=ft", "--info defaults", "-c all", "--config-name=config", "--package=attack",
+     "+attack=badnet ~defense", "--shell-completion query=bash", "-sc install=bash", "--config-n config --resolve"],
+)  # fmt: skip
+def test_flags_of_hydras_and_deletions_are_left_alone(arguments: str) -> None:
+    assert ready(*arguments.split()) == arguments.split()
+
+
 @pytest.mark.parametrize("factor", ["model.width=8", "+model.width=8", "model.width=8,16", "model.blocks=[1,1,1,1]"])
 def test_a_width_of_a_network_that_has_none_is_refused(factor: str) -> None:
     ours = ["model=preact_resnet34,resnet18_cifar", factor]
