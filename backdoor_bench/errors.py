@@ -48,7 +48,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return ConfigError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(known)}.")
+    return ConfigError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(known) or 'none'}.")
 
 
 def require_whole(name: str, value: object, least: int) -> int:

@@ -63,6 +63,8 @@ def _check_options(node: Mapping[str, Any], path: str) -> None:
     for name, value in node.items():
         if name in ("_target_", "_partial_"):
             continue
+        if not parameters:
+            raise ConfigError(f"{path}.{name}: {target} takes no options; ~{path}.{name} removes it")
         if name not in parameters:
             raise ConfigError(f"{unknown(f'option of {path} ({target})', name, parameters)} ~{path}.{name} removes it.")
         hint = _hint(made, parameters[name].annotation)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+import torch
 
 from backdoor_bench import api, optimiser
 from backdoor_bench.bench import Bench
@@ -16,6 +18,13 @@ from backdoor_bench.sweep.plan import make_plan
 from tests.sweep.conftest import SMALL, make_loader
 
 OPTIM = "torch.optim"
+
+
+class Plain(torch.optim.SGD):
+    """Of a rate of its own."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
 
 
 def recipe(optimizer: dict[str, Any] | None = None, **scheduler: Any) -> dict[str, Any]:
@@ -44,6 +53,10 @@ def recipe(optimizer: dict[str, Any] | None = None, **scheduler: Any) -> dict[st
             r"~recipe\.optimizer\.lrr removes it\.$",
         ),
         (recipe({"_target_": f"{OPTIM}.Adam", "momentum": 0.9}), r"of recipe\.optimizer \(torch\.optim\.Adam\) 'm"),
+        (
+            recipe({"_target_": f"{__name__}.Plain"}),
+            rf"^recipe\.optimizer\.lr: {re.escape(__name__)}\.Plain takes no options; ~recipe\.optimizer\.lr removes",
+        ),
         (recipe({"params": 1}), r"unknown option of recipe\.optimizer \(torch\.optim\.SGD\) 'params'"),
         (recipe({"_target_": f"{OPTIM}.SDG"}), r"recipe\.optimizer\._target_=torch\.optim\.SDG: there is no such"),
         (recipe(kind="CosineAnnealingLR", T_max="long"), r"recipe\.scheduler\.T_max=long: expected a whole number$"),
