@@ -74,9 +74,9 @@ def find(node: Mapping[str, Any]) -> Start | None:
 
 
 def load(network: Network, node: Mapping[str, Any]) -> None:
-    """Give ``network`` the weights that its configuration starts from; without any, leave its random ones.
+    """Give ``network`` the weights that its configuration starts from; without any, leave those that it was made with.
 
-    A head for another number of classes stays random, and that is said.
+    A head for another number of classes keeps those too, and that is said: random ones, or zeros in a ViT.
 
     Raises:
         ConfigError: the file is not there, or is not what it should be.
@@ -96,9 +96,10 @@ def load(network: Network, node: Mapping[str, Any]) -> None:
     tensors, own, name = network.own_names(found.tensors), network.state_dict(), architecture(node)
     head = _other_head(own, tensors, network.num_classes)
     if head:
+        made_with = "random weights" if any(own[key].any() for key in head) else "zeros"
         progress.say(
             f"{start.asked}: {start.path.name} has {len(tensors[head[0]]):,} classes, {name} here "
-            f"{network.num_classes:,}; its head ({', '.join(head)}) starts from random weights"
+            f"{network.num_classes:,}; its head ({', '.join(head)}) starts from {made_with}"
         )
         tensors |= {key: own[key] for key in head}
     fit(network, tensors, f"{start.asked} ({start.path})")

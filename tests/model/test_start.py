@@ -103,6 +103,17 @@ def test_a_head_for_other_classes_stays_random_and_that_is_said(
     )
 
 
+def test_a_head_that_is_made_of_zeros_is_not_called_random(tmp_path: Path, compose: Compose, said: list[str]) -> None:
+    """As torchvision makes a ViT's."""
+    file, _ = saved(tmp_path / "weights.safetensors", 7)
+    network = PreActResNet18(10, width=2)
+    for value in network.backbone.linear.parameters():
+        nn.init.zeros_(value)
+    start.load(network, compose(f"model.weights={file}")["model"])
+    assert not network.backbone.linear.weight.any()
+    assert said[0].endswith("its head (backbone.linear.weight, backbone.linear.bias) starts from zeros")
+
+
 def test_an_attackers_own_width_starts_from_random_weights(tmp_path: Path, compose: Compose) -> None:
     file, tensors = saved(tmp_path / "weights.safetensors", 10)
     node = compose(f"model.weights={file}")["model"]
