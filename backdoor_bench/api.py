@@ -90,6 +90,8 @@ class Purified:
     def save(self, path: str | Path, replace: bool = False) -> Path:
         """Write the network to ``.safetensors`` (see :func:`load_purified`), ``.ts`` or ``.pt2``, and a card beside it.
 
+        The card of ``out.safetensors`` is ``out.md``, that of ``out.ts`` is ``out.ts.md``.
+
         Args:
             replace: overwrite what is there.
         """

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from backdoor_bench.output import card_of
+
 Record = Mapping[str, Any]
 UNBOUNDED = 10_000
 LONGEST_STATUS = 100
@@ -65,7 +67,7 @@ def print_run(record: Record, path: str, console: Console | None = None) -> None
     if record["asr"] is None and given:
         console.print("ASR and RA not measured: that takes the attacker's trigger", style="yellow")
     if record.get("exported"):
-        card = Path(record["exported"]).with_suffix(".md")
+        card = card_of(Path(record["exported"]))
         console.print(f"exported: {record['exported']}, model card: {card}", soft_wrap=True)
     console.print(f"preset {record['preset']}; record: {path}", soft_wrap=True)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from backdoor_bench.errors import ConfigError, StoreError, UntrustedError
 from backdoor_bench.model import Network, addition
+from backdoor_bench.output import card_of
 from backdoor_bench.suspect.fit import fit
 from backdoor_bench.suspect.handed import unwrapped
 from backdoor_bench.suspect.read import Weights, read_weights
@@ -44,7 +45,7 @@ def check_target(target: str | Path, replace: bool = False) -> Path:
         )
     if not path.parent.is_dir():
         raise ConfigError(f"export={target}: there is no folder {path.parent}")
-    for file in (path, path.with_suffix(".md")):
+    for file in (path, card_of(path)):
         if file.exists() and not replace:
             raise ConfigError(
                 f"export={target}: {file} is there already; choose another name, or overwrite it with force=true "
@@ -86,7 +87,7 @@ def write(
         program = _Program(deepcopy(network).cpu().requires_grad_(False)).eval()
         inputs = images.detach().cpu()
         _whole(path, lambda file: (_torchscript if path.suffix == ".ts" else _program)(program, inputs, file))
-    _whole(path.with_suffix(".md"), lambda file: file.write_text(card))
+    _whole(card_of(path), lambda file: file.write_text(card))
 
 
 class _Program(nn.Module):
