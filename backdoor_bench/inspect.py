@@ -15,6 +15,7 @@ from rich.console import Console
 from backdoor_bench import pipe
 from backdoor_bench.suspect.container import LIMIT_BYTES, printable, readable
 from backdoor_bench.suspect.inspection import Inspection, inspect
+from backdoor_bench.words import counted
 
 SHOWN = 12
 
@@ -31,7 +32,7 @@ def lines(found: Inspection, everything: bool = False) -> list[str]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(v.dtype for v in found.tensors.values()).items())
         said.append(f"tensors    {len(found.tensors)} ({kinds}), {readable(total)}")
         where = f"under {found.wrapping}" if found.wrapping else "at the top"
-        said.append(f"state dict {len(found.weights)} tensors {where}")
+        said.append(f"state dict {counted(len(found.weights), 'tensor')} {where}")
         said.append(f"classes    {found.classes or 'not told by the shapes'}")
         said.append(f"fits       {' | '.join(found.fits) or 'no architecture of conf/model'}")
         said += [f"close to   {text}" for text in found.close]

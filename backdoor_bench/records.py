@@ -14,6 +14,7 @@ from typing import Any
 from backdoor_bench import output, pipe, progress
 from backdoor_bench.errors import BenchError, ConfigError, unknown
 from backdoor_bench.store import Store
+from backdoor_bench.words import counted
 
 COLUMNS = (
     "key", "victim", "status", "reason", "variant", "dataset", "architecture", "width", "attack", "poisoning_ratio",
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchError as error:
         progress.say(f"error: {error}")
         return 1
-    progress.say(f"{count} runs to {options.target}")
+    progress.say(f"{counted(count, 'run')} to {options.target}")
     return 0
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backdoor_bench.output import card_of
+from backdoor_bench.words import counted
 
 Record = Mapping[str, Any]
 UNBOUNDED = 10_000
@@ -99,7 +100,7 @@ def print_jobs(jobs: Sequence[Record], console: Console | None = None) -> None:
     """One row per job of a multirun, failed ones with their reason."""
     console = console or _console()
     failed = sum(job["status"] != "ok" for job in jobs)
-    console.print(f"{len(jobs)} jobs, {failed} failed" if failed else f"{len(jobs)} jobs", style="bold")
+    console.print(counted(len(jobs), "job") + (f", {failed} failed" if failed else ""), style="bold")
     table = _jobs(jobs, [job["name"] for job in jobs])
     if console.measure(table, options=console.options.update_width(UNBOUNDED)).maximum > console.width:
         table = _jobs(jobs, [short(job["name"]) for job in jobs])

@@ -67,7 +67,7 @@ def test_command_finds_its_configuration_in_the_wheel(wheel: Path, tmp_path: Pat
 def test_a_sweep_is_planned_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     said = run_from_wheel(wheel, tmp_path, "+sweep=smoke", "sweep.plan=true", "sweep.only.defense=[ft]",
                           "sweep.only.attack=[badnet]")  # fmt: skip
-    assert "smoke: 1 runs over 1 victims" in said
+    assert "smoke: 1 run over 1 victim;" in said
 
 
 @pytest.mark.slow

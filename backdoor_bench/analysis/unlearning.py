@@ -21,6 +21,7 @@ from backdoor_bench.report.figure import style
 from backdoor_bench.stage.output import Reference
 from backdoor_bench.stage.reinitialise import Reinitialise, neuron_weight_change
 from backdoor_bench.stage.unlearn import Unlearn
+from backdoor_bench.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,7 +103,8 @@ class Unlearning(Finding):
 
     def notes(self) -> list[str]:
         ends = [
-            f"{kind} unlearning: {report['epochs']} epochs to an accuracy of {100 * report['accuracy']:.1f} %"
+            f"{kind} unlearning: {counted(report['epochs'], 'epoch')} to an accuracy of "
+            f"{100 * report['accuracy']:.1f} %"
             for kind, report in self.reports.items()
         ]
         return [

@@ -9,6 +9,7 @@ from typing import Any
 
 from backdoor_bench import environment
 from backdoor_bench.table import percent
+from backdoor_bench.words import counted
 
 NO_TRIGGER = (
     "**ASR and RA: not measured.** Without the attacker's trigger nobody can measure the attack success rate. Whether "
@@ -94,7 +95,7 @@ def machine(device: str) -> list[tuple[str, str]]:
     found = environment.describe()
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     versions = ", ".join(f"{name} {found[name]}" for name in ("backdoor_bench", "torch", "python"))
-    return [("made", f"{when}, on {device}, {found['threads']} threads"), ("versions", versions)]
+    return [("made", f"{when}, on {device}, {counted(found['threads'], 'thread')}"), ("versions", versions)]
 
 
 def _plain(value: Any) -> str:

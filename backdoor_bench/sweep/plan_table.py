@@ -10,6 +10,7 @@ from rich.table import Table
 
 from backdoor_bench.sweep.plan import SweepPlan
 from backdoor_bench.sweep.view import duration
+from backdoor_bench.words import counted
 
 
 def show(
@@ -20,7 +21,8 @@ def show(
     console = console or Console(highlight=False, markup=False)
     part = f", shard {shard}" if shard else ""
     console.print(
-        f"{name}: {plan.runs:,} runs over {plan.victims:,} victims{part}; planned in {seconds:.1f} s, store {store}",
+        f"{name}: {counted(plan.runs, 'run')} over {counted(plan.victims, 'victim')}{part}; planned in {seconds:.1f} "
+        f"s, store {store}",
         style="bold", soft_wrap=True,
     )  # fmt: skip
     table = Table(show_header=False)
@@ -28,7 +30,7 @@ def show(
     table.add_column("", justify="right")
     to_do = len(plan.jobs) - plan.extra
     table.add_row("victims to train", f"{plan.train:,}")
-    table.add_row("runs to do", f"{to_do:,}" + (f" (+{plan.extra:,} trainings alone)" if plan.extra else ""))
+    table.add_row("runs to do", f"{to_do:,}" + (f" (+{counted(plan.extra, 'training')} alone)" if plan.extra else ""))
     table.add_row("done already", f"{plan.done:,}")
     table.add_row("failed before", f"{plan.failed:,}")
     impossible = sum(counted.total() for counted in (plan.missing, plan.absent, plan.impossible))
@@ -49,9 +51,9 @@ def left_out_lines(plan: SweepPlan) -> Iterator[str]:
     if plan.missing:
         yield f"skipped, not there yet: {_listed(plan.missing)}"
     for reason, count in plan.absent.most_common():
-        yield f"not on this machine ({count:,} runs): {reason}"
+        yield f"not on this machine ({counted(count, 'run')}): {reason}"
     for reason, count in plan.impossible.most_common():
-        yield f"skipped, cannot be ({count:,} runs): {reason}"
+        yield f"skipped, cannot be ({counted(count, 'run')}): {reason}"
     if plan.strangers:
         yield f"skipped, keys to retry that are no runs of this sweep: {plan.strangers:,}"
 
@@ -63,7 +65,7 @@ def _listed(missing: Counter[str]) -> str:
         kind, _, name = what.partition(" ")
         kinds.setdefault(kind, []).append(name)
     return "; ".join(
-        f"{kind} {', '.join(names)} ({sum(missing[f'{kind} {name}'] for name in names):,} runs)"
+        f"{kind} {', '.join(names)} ({counted(sum(missing[f'{kind} {name}'] for name in names), 'run')})"
         for kind, names in sorted(kinds.items())
     )
 
@@ -75,4 +77,4 @@ def _expected(plan: SweepPlan) -> str:
     if not known:
         return "unknown: no run of these kinds has been recorded here"
     text = duration(plan.seconds)
-    return text if not plan.unknown else f"{text} for {known:,} jobs; unknown for {plan.unknown:,}"
+    return text if not plan.unknown else f"{text} for {counted(known, 'job')}; unknown for {plan.unknown:,}"

@@ -20,6 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor_bench.errors import ConfigError
+from backdoor_bench.words import counted
 
 if TYPE_CHECKING:
     from backdoor_bench.sweep.plan import SweepPlan
@@ -73,7 +74,8 @@ class GridSweeper(Sweeper):
             reason, count = plan.absent.most_common(1)[0]
             here = ",".join(sorted({str(job.config["dataset"]["name"]) for job in plan.jobs}))
             raise ConfigError(
-                f"{count:,} runs of this sweep need a data set that is not here, so nothing was started: {reason}"
+                f"{counted(count, 'run')} of this sweep need{'s' * (count == 1)} a data set that is not here, so "
+                f"nothing was started: {reason}"
                 + (f"; or leave them out with sweep.only.dataset=[{here}]" if here else "")
             )
         if not plan.planned and keys is not None:

@@ -14,6 +14,7 @@ from backdoor_bench.errors import StoreError
 from backdoor_bench.sweep import status
 from backdoor_bench.sweep.status import State
 from backdoor_bench.table import UNBOUNDED, percent
+from backdoor_bench.words import counted
 
 SHOWN = 5
 FAILURES_SHOWN = 3
@@ -136,7 +137,9 @@ def _speed(state: State, now: float) -> str:
     parts = [f"{3600 * ran / seconds:,.0f} runs/h"] if enough and seconds > 0 else []
     if state.eta is not None and state.phase == "running" and not over:
         left = f"{duration(state.eta - now)} left"
-        parts.append(f"at least {left}, {state.unknown:,} runs of unknown length" if state.unknown else f"about {left}")
+        parts.append(
+            f"at least {left}, {counted(state.unknown, 'run')} of unknown length" if state.unknown else f"about {left}"
+        )
     return ", ".join(parts)
 
 

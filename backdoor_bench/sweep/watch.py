@@ -20,6 +20,7 @@ from backdoor_bench.sweep.job import VICTIM_FAILED, Job, Result
 from backdoor_bench.sweep.schedule import Schedule
 from backdoor_bench.sweep.status import State
 from backdoor_bench.sweep.view import duration
+from backdoor_bench.words import counted
 
 if TYPE_CHECKING:
     from backdoor_bench.sweep.engine import Summary
@@ -166,8 +167,8 @@ class Watch:
         doubts += [f"{summary.at_chance:,} at chance"] * bool(summary.at_chance)
         doubtful = f" ({', '.join(doubts)})" if doubts else ""
         progress.say(
-            f"sweep {self._state.name}: {self._state.total:,} runs: {', '.join(counts) or 'nothing to do'}{doubtful}; "
-            f"{duration(summary.seconds)}"
+            f"sweep {self._state.name}: {counted(self._state.total, 'run')}: "
+            f"{', '.join(counts) or 'nothing to do'}{doubtful}; {duration(summary.seconds)}"
         )
         for label, reason in summary.failures[: 2 * view.SHOWN]:
             progress.say(f"  failed: {label}: {reason}")
@@ -206,7 +207,7 @@ class Watch:
 
     def _say_quiet(self) -> None:
         for what, number in self._quiet.items():
-            progress.say(f"{number:,} runs {what}" if number > 1 else f"1 run {what}")
+            progress.say(f"{counted(number, 'run')} {what}")
         self._quiet.clear()
 
     def _render(self) -> RenderableType:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from backdoor_bench import progress
 from backdoor_bench.errors import BenchError
+from backdoor_bench.words import counted
 
 
 class SendVictims(Callback):
@@ -33,7 +34,7 @@ class SendVictims(Callback):
             )
             return
         if count:
-            progress.say(f"{count:,} victims written to W&B ({runs.destination}) in {runs.folder}")
+            progress.say(f"{counted(count, 'victim')} written to W&B ({runs.destination}) in {runs.folder}")
 
 
 def send_pending(runs: Any, store_dir: Path) -> int:
