@@ -17,6 +17,7 @@ from backdoor_bench.errors import ConfigError, StoreError, unknown
 from backdoor_bench.report import chance, pool
 from backdoor_bench.report.counting import counting, twins
 from backdoor_bench.report.reading import RUN, STAGE
+from backdoor_bench.words import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +63,7 @@ class Records:
 
     def notes(self) -> list[str]:
         """What a reader must know of the set: counts of what failed, is weak, or was left out and why."""
-        lines = [f"{len(self.runs):,} runs, {self.ok.victim.nunique():,} victims"]
+        lines = [f"{counted(len(self.runs), 'run')}, {counted(self.ok.victim.nunique(), 'victim')}"]
         failed, weak = int((self.runs.status == "failed").sum()), int(self.ok.weak_attack.fillna(False).sum())
         lines += [f"{failed:,} failed"] * bool(failed) + [f"{weak:,} of a weak attack"] * bool(weak)
         idle, broken = int(chance.victims(self.ok).sum()), int(chance.purified(self.ok).sum())
@@ -75,7 +76,7 @@ class Records:
         for kind, count in Counter(skip.kind for skip in self.skipped).items():
             first = next(skip for skip in self.skipped if skip.kind == kind)
             more = f", and {count - 1:,} more" if count > 1 else ""
-            lines.append(f"{count:,} files skipped ({kind}): {first.path}: {first.why}{more}")
+            lines.append(f"{counted(count, 'file')} skipped ({kind}): {first.path}: {first.why}{more}")
         return lines
 
 
@@ -185,7 +186,9 @@ def select(runs: DataFrame, wanted: Mapping[str, Sequence[str]]) -> DataFrame:
 
 def nothing(places: Iterable[Path], skipped: Sequence[Skipped] = ()) -> ConfigError:
     """The error for a set without a single record: what to run."""
-    why = f" ({len(skipped)} files skipped; the first: {skipped[0].path}: {skipped[0].why})" if skipped else ""
+    why = (
+        f" ({counted(len(skipped), 'file')} skipped; the first: {skipped[0].path}: {skipped[0].why})" if skipped else ""
+    )
     return ConfigError(f"no records in {', '.join(map(str, places))}{why}; make one first: {FIRST}")
 
 

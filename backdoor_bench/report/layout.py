@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from backdoor_bench import words
 from backdoor_bench.report import label
 from backdoor_bench.report.summary import FEW, SETTING
 
@@ -187,14 +188,16 @@ def _notes(part: DataFrame, clean: bool) -> list[str]:
     if single == int((part.n > 0).sum()):
         spread = "every cell is one run (n = 1), so no spread is known"
     elif single:
-        spread += f"; {single} cells rest on one run (n = 1) and show none"
+        rest, show = ("rests", "shows") if single == 1 else ("rest", "show")
+        spread += f"; {words.counted(single, 'cell')} {rest} on one run (n = 1) and {show} none"
     if ((part.n > 1) & (part.n < FEW)).any():
         spread += f"; of fewer than {FEW} runs the interval is too narrow"
     notes = [f"Percent. n: runs; {spread}."]
     notes += [f"{text} ({int(part[column].sum())} of {int(part.n.sum())} runs)."
               for column, text in MARKS.items() if part[column].any()]  # fmt: skip
     if part.failed.any():
-        notes.append(f"{int(part.failed.sum())} runs failed; they are in no mean.")
+        failed = int(part.failed.sum())
+        notes.append(f"{words.counted(failed, 'run')} failed; {'it is' if failed == 1 else 'they are'} in no mean.")
     if part.assumes.fillna("").any():
         notes.append(f"{PRIVILEGED} sees more than clean data; an upper bound, not to be ranked with the others.")
     if clean:

@@ -145,7 +145,7 @@ def test_what_is_left_out_is_counted() -> None:
     picked = pick.pick(records)
     assert len(picked.runs) == 1
     assert picked.notes == (
-        "1 runs", "1 failed not shown", "1 more, of clean networks, have no ASR", "1 on weak attacks left out",
+        "1 run", "1 failed not shown", "1 more, of clean networks, have no ASR", "1 on weak attacks left out",
     )  # fmt: skip
     assert len(pick.pick(records, weak=True).runs) == 2
 
@@ -325,7 +325,7 @@ def test_sensitivity_reads_the_option_from_the_records() -> None:
     )  # fmt: skip
     figure = curve.draw_sensitivity(records, "defense.stages.prune.k")
     assert lines(figure) == {style.look("badnet").color: [(0.01, 70.0), (0.1, 30.0)]}
-    assert "1 runs at a single value not shown" in footnote(figure)
+    assert "1 run at a single value not shown" in footnote(figure)
     with pytest.raises(ConfigError, match=r"Did you mean defense\.stages\.prune\.k"):
         curve.draw_sensitivity(records, "defense.stages.prune.kk")
     with pytest.raises(ConfigError, match=r"recipe\.epochs is 10 in these runs"):

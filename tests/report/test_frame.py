@@ -33,7 +33,7 @@ def test_a_record_is_a_row(write: Write, folder: Path) -> None:
     stage = records.stages.iloc[0]
     assert (stage.key, stage.position, stage.stage, stage.asr) == ("k0", 0, "finetune", 0.3)
     assert json.loads(stage.report) == {"a": 1}
-    assert records.notes() == ["1 runs, 1 victims"]
+    assert records.notes() == ["1 run, 1 victim"]
 
 
 def test_a_victim_alone_has_no_regime(write: Write, folder: Path) -> None:
@@ -155,7 +155,7 @@ def test_without_records_it_says_what_to_run(folder: Path, write: Write) -> None
     with pytest.raises(ConfigError, match=r"make one first: python -m backdoor_bench \+attack=badnet"):
         frame.load([folder])
     write().write_text("{")
-    with pytest.raises(ConfigError, match=r"1 files skipped; the first: .*not a whole JSON file"):
+    with pytest.raises(ConfigError, match=r"1 file skipped; the first: .*not a whole JSON file"):
         frame.load([folder])
 
 

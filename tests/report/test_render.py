@@ -58,7 +58,7 @@ def test_a_cell_says_n_and_spread(write: Write, folder: Path) -> None:
     assert "3 cells rest on one run (n = 1)" in notes
     assert "of fewer than 5 runs the interval is too narrow" in notes
     assert "weak attack" in notes
-    assert "1 runs failed; they are in no mean" in notes
+    assert "1 run failed; it is in no mean" in notes
     assert "not to be ranked" in notes
 
 

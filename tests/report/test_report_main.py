@@ -22,7 +22,7 @@ def test_the_terminal(store: str, capsys: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setenv("COLUMNS", "200")
     assert main([store, "--metrics", "acc,der", "attack=badnet"]) == 0
     text = capsys.readouterr().out
-    assert "1 runs, 1 victims" in text
+    assert "1 run, 1 victim" in text
     assert "81.50" in text  # DER
     assert "sig" not in text
     assert "unibp, Table 1" in text
@@ -46,7 +46,7 @@ def test_a_page_for_each_set_of_records(store: str, write: Write, folder: Path, 
     assert main([store, str(other), "--pages", "--out", str(tmp_path / "docs" / "results.md")]) == 0
     top = (tmp_path / "docs" / "results.md").read_text()
     assert "[store](results/store.md): 2 runs, 2 victims; [how it was made](../store/README.md)" in top
-    assert "[other](results/other.md): 1 runs, 1 victims\n" in top
+    assert "[other](results/other.md): 1 run, 1 victim\n" in top
     assert "3 runs, 2 victims" in top
     assert "## Summary" in top
     assert "### Medians: cifar10, preact_resnet18 width 64, preset made\\_up" in top.replace("preact\\_", "preact_")

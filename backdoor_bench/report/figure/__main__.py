@@ -13,6 +13,7 @@ from backdoor_bench.errors import BenchError, ConfigError, unknown
 from backdoor_bench.report.figure import style
 from backdoor_bench.report.figure.draw import FIGURES, draw
 from backdoor_bench.report.frame import Records, load
+from backdoor_bench.words import counted
 
 
 def write(
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         progress.say(f"error: figures need {error.name}; install it with pip install 'backdoor_bench[report]'")
         return 1
-    progress.say(f"{len(made)} files: {', '.join(sorted({path.stem for path in made}))} in {options.out}")
+    progress.say(f"{counted(len(made), 'file')}: {', '.join(sorted({path.stem for path in made}))} in {options.out}")
     return 0
 
 

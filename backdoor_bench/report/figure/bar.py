@@ -11,6 +11,7 @@ from backdoor_bench.report.figure import pick, style
 from backdoor_bench.report.figure.box import spread
 from backdoor_bench.report.figure.curve import swept
 from backdoor_bench.report.frame import Records
+from backdoor_bench.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ def draw_architecture(records: Records, weak: bool = False) -> Figure:
         )
     left_out = [f"{int((~chosen).sum()):,} in a setting of one architecture not shown"] * bool((~chosen).any())
     runs = picked.runs[chosen]
-    notes, kinds = [f"{len(runs):,} runs", *picked.notes[1:], *left_out], pick.ordered(runs.architecture)
+    notes, kinds = [counted(len(runs), "run"), *picked.notes[1:], *left_out], pick.ordered(runs.architecture)
     panels, names = pick.facets(runs, ("dataset", "attack")), pick.defenses(runs)
     share = 0.8 / len(names)
     with style.printed():

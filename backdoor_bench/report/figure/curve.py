@@ -12,6 +12,7 @@ from backdoor_bench.errors import ConfigError
 from backdoor_bench.report.figure import option, pick, style
 from backdoor_bench.report.figure.pick import Facet
 from backdoor_bench.report.frame import Records
+from backdoor_bench.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def draw_sensitivity(records: Records, parameter: str, weak: bool = False) -> Fi
             f"{parameter} is {only} in these runs, and in none with all else equal is it another; sweep it first: "
             f"python -m backdoor_bench -m +attack=badnet +defense=NAME {parameter}=A,B,C"
         )
-    left_out = [f"{int((~chosen).sum()):,} runs at a single value not shown"] * bool((~chosen).any())
+    left_out = [f"{counted(int((~chosen).sum()), 'run')} at a single value not shown"] * bool((~chosen).any())
     runs = runs[chosen]
     notes = [_count(runs), *picked.notes[1:], *left_out]
     panels = pick.facets(runs, ("dataset", "architecture", "defense"))
@@ -118,7 +119,7 @@ def draw_budget(records: Records, weak: bool = False) -> Figure:
 
 
 def _count(runs: DataFrame) -> str:
-    return f"{len(runs):,} runs"
+    return counted(len(runs), "run")
 
 
 def shares(stages: DataFrame) -> DataFrame:

@@ -12,6 +12,7 @@ from backdoor_bench.errors import ConfigError
 from backdoor_bench.report import chance
 from backdoor_bench.report import label as labels
 from backdoor_bench.report.frame import Records
+from backdoor_bench.words import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +88,7 @@ def pick(
         what = "run with a defense" if defended else "run"
         why = f" ({'; '.join(notes)})" if notes else ""
         raise ConfigError(f"no {what} has what the figure shows{why}; run some, or loosen the filter")
-    return Picked(ok, (f"{len(ok):,} runs", *notes))
+    return Picked(ok, (counted(len(ok), "run"), *notes))
 
 
 def _own(runs: DataFrame) -> NDArray[np.bool_]:

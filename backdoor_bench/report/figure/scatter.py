@@ -9,6 +9,7 @@ import numpy as np
 from backdoor_bench.report import chance
 from backdoor_bench.report.figure import pick, style
 from backdoor_bench.report.frame import Records
+from backdoor_bench.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +61,7 @@ def draw_density(records: Records, weak: bool = False) -> Figure:
         bar.set_label("runs near it")
         style.title(figure, "All runs: RDR and ARR against ASR")
         near = f"Near: in the square of {CELL:g} points that holds the run, or one of the eight around it"
-        style.footnote(figure, [*picked.notes, f"{runs.defense.nunique()} defenses", near,
+        style.footnote(figure, [*picked.notes, counted(runs.defense.nunique(), "defense"), near,
                                 *pick.pooled(runs, ["defense"])])  # fmt: skip
     return figure
 
