@@ -15,6 +15,7 @@ from backdoor_bench import pipe, progress
 from backdoor_bench.errors import BenchError, ConfigError, StoreError
 from backdoor_bench.store import upkeep
 from backdoor_bench.store.base import Store
+from backdoor_bench.words import counted
 
 SHOWN = 20
 
@@ -79,21 +80,20 @@ def _verify(store: Store) -> int:
 
 def _gc(store: Store, yes: bool) -> int:
     findings = upkeep.garbage(store)
-    size = 0
-    for number, finding in enumerate(findings):
-        size += finding.bytes
-        if number < SHOWN:
-            print(f"{finding.path.relative_to(store.root)}: {finding.what} ({decimal(finding.bytes)})")
+    sizes = {finding.path: finding.bytes for finding in findings}  # a thing that is gone has none
+    for finding in findings[:SHOWN]:
+        print(f"{finding.path.relative_to(store.root)}: {finding.what} ({decimal(sizes[finding.path])})")
     if len(findings) > SHOWN:
         print(f"and {len(findings) - SHOWN:,} more")
     if not findings:
         progress.say("nothing to remove")
     elif not yes:
-        progress.say(f"{len(findings):,} things, {decimal(size)}; remove them with --yes")
+        progress.say(f"{counted(len(findings), 'thing')}, {decimal(sum(sizes.values()))}; remove with --yes")
     else:
-        progress.say(
-            f"{upkeep.remove(store, findings):,} of {len(findings):,} things removed, of {decimal(size)} together"
-        )
+        removed = upkeep.remove(store, findings)
+        size = decimal(sum(sizes[finding.path] for finding in removed))
+        stay = "" if len(removed) == len(findings) else "; a process is at work on the rest"
+        progress.say(f"{len(removed):,} of {counted(len(findings), 'thing')} removed, {size}{stay}")
     return 0
 
 

@@ -96,13 +96,13 @@ def garbage(store: Store) -> list[Finding]:
     return [*found, *_waste(store.root)]
 
 
-def remove(store: Store, findings: list[Finding]) -> int:
-    """Remove what :func:`garbage` found; what a process works on meanwhile stays. Returns how many are gone.
+def remove(store: Store, findings: list[Finding]) -> list[Finding]:
+    """Remove what :func:`garbage` found; what a process works on meanwhile stays. Returns those that are gone.
 
     Raises:
         UnwritableError: the store takes nothing.
     """
-    removed = 0
+    removed = []
     for finding in findings:
         path = finding.path
         try:
@@ -115,11 +115,12 @@ def remove(store: Store, findings: list[Finding]) -> int:
                 path.rmdir()  # only if it is still empty
             elif path.suffix == ".lock":
                 lock = Lock(path)
-                if lock.acquire(wait=False):
-                    lock.release()  # which removes its file
+                if not lock.acquire(wait=False):
+                    continue
+                lock.release()  # which removes its file
             else:
                 files.discard(path, store.root / "tmp")
-            removed += 1
+            removed.append(finding)
         except (BusyError, FileNotFoundError):
             continue
         except OSError as error:

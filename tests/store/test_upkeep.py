@@ -78,7 +78,7 @@ def test_a_clean_network_stays_while_a_victim_that_a_record_names_was_made_with_
     }  # fmt: skip
     store.add_record("again", {"format": RECORD_FORMAT, "key": "again", "victim": "poisoned", "status": "ok"})
     assert names(store, upkeep.verify(store)) == names(store, upkeep.garbage(store)) == {"clean/left": "useless"}
-    assert upkeep.remove(store, upkeep.garbage(store)) == 1
+    assert len(upkeep.remove(store, upkeep.garbage(store))) == 1
     assert [folder.name for folder in (store.root / "clean").iterdir()] == ["shared"]
 
 
@@ -117,9 +117,25 @@ def test_gc_waits_for_runs_and_spares_what_is_claimed(store: Store) -> None:
         upkeep.garbage(store)
     found = upkeep.garbage(store)
     with store.claim("victims-lonely"):
-        assert upkeep.remove(store, found) == 0
+        assert upkeep.remove(store, found) == []
     assert (store.root / "victims" / "lonely").is_dir()
-    assert upkeep.remove(store, found) == 1
+    assert upkeep.remove(store, found) == found
+
+
+def test_gc_says_the_size_of_what_it_removed(store: Store, capsys) -> None:
+    for name, content in (("lonely", 3), ("busy", 2000)):
+        folder = store.root / "victims" / f"{name}.damaged-1"
+        folder.mkdir()
+        (folder / "part").write_bytes(b"x" * content)
+    store.save("victims", "claimed", NETWORK)
+    assert main(["gc", str(store.root)]) == 0
+    assert "3 things, 2.3 kB; remove with --yes" in capsys.readouterr().err
+    with store.claim("victims-claimed"), store.claim("victims-busy.damaged-1"):
+        assert main(["gc", str(store.root), "--yes"]) == 0
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "1 of 3 things removed, 3 bytes; a process is at work on the rest"
+    assert main(["gc", str(store.root), "--yes"]) == 0
+    assert "2 of 2 things removed, 2.3 kB" in capsys.readouterr().err
 
 
 def test_gc_removes_nothing_for_want_of_a_record_that_it_cannot_read(store: Store) -> None:
