@@ -87,7 +87,7 @@ class Prepared:
         self._events: list[Event] = []
         while sum(isinstance(event, Ready) for event in self._events) < workers:
             self._events += pool.wait(1.0)
-        self.start, self.release, self.close = pool.start, pool.release, pool.close
+        self.start, self.release, self.kill, self.close = pool.start, pool.release, pool.kill, pool.close
 
     def wait(self, timeout: float) -> Sequence[Event]:
         events, self._events = self._events, []

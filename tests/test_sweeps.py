@@ -99,12 +99,14 @@ def test_what_is_typed_narrows_changes_and_adds(run, given: Given) -> None:
 
 
 def test_an_axis_that_is_typed_takes_the_files_place(run, given: Given) -> None:
-    run("+sweep=mine", "+attack=sig", "spc=100", "defense=ft", "sweep.budget=2h", "hydra.launcher.workers=1")
+    run("+sweep=mine", "+attack=sig", "spc=100", "defense=ft", "sweep.budget=2h", "sweep.time_limit=25min",
+        "hydra.launcher.workers=1")  # fmt: skip
     assert [job.label for job in given.jobs] == [
         f"sig {name} poisoning_ratio={ratio}" for ratio in (0.1, 0.05) for name in ("none", "ft")
     ]
     assert {job.config["spc"] for job in given.jobs if "defense" in job.config} == {100}
     assert 7000 < given.options["budget_seconds"] < 7200
+    assert given.options["time_limit"] == "25min"
     assert (given.options["workers"], given.options["address"], given.options["name"]) == (1, None, "mine")
 
 
@@ -157,6 +159,7 @@ def test_a_missing_data_set_is_an_error_unless_it_is_only_a_plan(run, given: Giv
         (["sweep.shard=0/8"], "sweep.shard=0/8: expected N/M"),
         (["sweep.shard=half"], "sweep.shard=half: expected N/M"),
         (["sweep.budget=soon"], "sweep.budget=soon: expected a duration with its unit, e.g. 25min or 2h"),
+        (["sweep.time_limit=25"], "sweep.time_limit=25: expected a duration with its unit, e.g. 25min or 2h"),
         (["sweep.only.atack=[badnet]"], "unknown axis in sweep.only 'atack'. Did you mean attack"),
         (["sweep.only.attack=[wanet]"], "unknown value in sweep.only.attack 'wanet'."),
         (["sweep.retry=nowhere"], "sweep.retry=nowhere: expected a file with keys of runs"),

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_bench import progress
-from backdoor_bench.errors import BenchError, ConfigError
+from backdoor_bench.errors import BenchError, BusyError, ConfigError
 from backdoor_bench.store import Store, files
+from backdoor_bench.sweep.estimate import TIME_LIMIT, seconds_of
 from backdoor_bench.sweep.interruption import Interruption
 from backdoor_bench.sweep.job import Job, Result
 from backdoor_bench.sweep.pool import Done, HereAndNow, Lost, Pool, Ready
@@ -19,6 +20,8 @@ from backdoor_bench.sweep.watch import Watch
 from backdoor_bench.sweep.worker import MakeWork, runs
 
 SECONDS_BETWEEN_LOOKS = 0.5
+TRIES = 10
+"""How often a failure is recorded that another process keeps from being recorded."""
 INTERRUPTED = ("interrupted", "abandoned")
 
 
@@ -61,6 +64,7 @@ def run(
     gpus_per_worker: float = 1.0,
     address: str | None = None,
     budget_seconds: float | None = None,
+    time_limit: str | None = None,
     on_result: Callable[[Job, Result], None] | None = None,
     resume_command: str | None = None,
     retry_command: Callable[[Path], str] | str | None = None,
@@ -78,6 +82,8 @@ def run(
         gpus_per_worker: 0.25 puts four workers on each GPU.
         address: of a running Ray cluster, or ``auto``; None: Ray is started here and stopped at the end.
         budget_seconds: start nothing that is not expected to end within them.
+        time_limit: as in ``2h``; a job that is under way for longer has failed, and its worker is killed for it. A job
+            in this process nobody can end.
         on_result: called here with each job and its result, as they come.
         resume_command: what to type to go on after an interruption.
         retry_command: what to type to retry what failed, or a function that makes it from the retry file's path.
@@ -95,13 +101,17 @@ def run(
     make_work = make_work or runs(root)
     schedule = Schedule(jobs, None if budget_seconds is None else started + budget_seconds)
     files.leftovers(root / "tmp", remove=True)
-    driver = _Driver(schedule, known, on_result, make_work)
+    driver = _Driver(schedule, known, on_result, make_work, time_limit)
     with Watch(root, name, schedule, resume_command) as watch:
         driver.watch = watch
         if schedule.finished:
             driver.tell()
         else:
             pool = pool or _pool(make_work, jobs, workers, gpus_per_worker, address)
+            if time_limit is not None and isinstance(pool, HereAndNow):
+                progress.say(
+                    f"{TIME_LIMIT}={time_limit} cannot be kept: without Ray's workers there is nobody to end a run"
+                )
             watch.begin(live=not isinstance(pool, HereAndNow))  # in this process runs show their own progress
             driver.drive(pool)
         summary = Summary(
@@ -125,6 +135,7 @@ class _Driver:
         jobs: Mapping[str, Job],
         on_result: Callable[[Job, Result], None] | None,
         make_work: MakeWork,
+        time_limit: str | None,
     ) -> None:
         self.stopped: str | None = None
         self._schedule = schedule
@@ -132,6 +143,8 @@ class _Driver:
         self._jobs = jobs
         self._on_result = on_result
         self._make_work = make_work
+        self._limit = seconds_of(time_limit, TIME_LIMIT)
+        self._too_long = f"longer than {TIME_LIMIT}={time_limit}"
 
     def drive(self, pool: Pool) -> None:
         schedule, abandon = self._schedule, True
@@ -143,6 +156,7 @@ class _Driver:
                         schedule.stop("the sweep was interrupted")
                         self.watch.stopping(len(schedule.running))
                     schedule.expire()
+                    self._end_overdue(pool)
                     self._start(pool)
                     self.tell()
                     self.watch.estimate()
@@ -186,6 +200,11 @@ class _Driver:
             self.watch.start(worker, job)
             pool.start(worker, job)
 
+    def _end_overdue(self, pool: Pool) -> None:
+        for worker in self._schedule.overdue(self._limit) if self._limit is not None else ():
+            pool.kill(worker)
+            self._lost(worker, self._too_long, again=False)
+
     def _hear(self, events: Iterable[Any]) -> None:
         for event in events:
             match event:
@@ -196,18 +215,28 @@ class _Driver:
                     self.watch.stop(worker, self._schedule.running[worker] if report.outcome == "busy" else None)
                     self._schedule.report(worker, report)
                 case Lost(worker, reason):
-                    job = self._schedule.running.get(worker)
-                    failed = self._schedule.lost(worker, reason)
-                    self.watch.lost(worker, reason, job if job is not None and job in self._schedule else None)
-                    if failed is not None:
-                        self._record(failed, reason)
+                    self._lost(worker, reason)
+
+    def _lost(self, worker: str, reason: str, again: bool = True) -> None:
+        job = self._schedule.running.get(worker)
+        failed = self._schedule.lost(worker, reason, again)
+        self.watch.lost(worker, reason, job if job is not None and job in self._schedule else None)
+        if failed is not None:
+            self._record(failed, f"its worker was lost again and again: {reason}" if again else reason)
 
     def _record(self, job: Job, reason: str) -> None:
         """The failed attempt of a job that nobody is left to record."""
-        try:
-            self._make_work().give_up(job, f"its worker was lost again and again: {reason}")
-        except Exception as error:
-            progress.say(f"the failure of {job.label} could not be recorded ({error}); its result says so all the same")
+        for tries_left in reversed(range(TRIES)):
+            try:
+                self._make_work().give_up(job, reason)
+            except Exception as error:
+                if tries_left and isinstance(error, BusyError):  # a process just killed has its locks for a moment
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
+                    continue
+                progress.say(
+                    f"the failure of {job.label} could not be recorded ({error}); its result says so all the same"
+                )
+            return
 
     def _patience(self) -> float:
         wake = self._schedule.next_wake()

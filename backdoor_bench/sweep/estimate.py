@@ -17,6 +17,7 @@ from backdoor_bench.store import Store
 Kind = tuple[Any, ...]
 State = Literal["done", "failed"]
 
+TIME_LIMIT = "sweep.time_limit"
 UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -102,17 +103,17 @@ def kinds(config: Mapping[str, Any], architecture: str, attack: str | None, devi
     return [(*how, *regime), how]
 
 
-def seconds_of(budget: str | float | None) -> float | None:
-    """``sweep.budget``: ``25min``, ``2h``, ``1.5h``, ``90s``, ``1d`` in seconds; None for none.
+def seconds_of(duration: str | float | None, option: str) -> float | None:
+    """``sweep.budget`` or ``sweep.time_limit``: ``25min``, ``2h``, ``1.5h``, ``90s``, ``1d`` in seconds; None for none.
 
     Raises:
         ConfigError: it is no duration.
     """
-    if budget is None:
+    if duration is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|min|h|d)\s*", str(budget))
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|min|h|d)\s*", str(duration))
     if found is None or float(found[1]) == 0:
-        raise ConfigError(f"sweep.budget={budget}: expected a duration with its unit, e.g. 25min or 2h")
+        raise ConfigError(f"{option}={duration}: expected a duration with its unit, e.g. 25min or 2h")
     return float(found[1]) * UNITS[found[2]]
 
 

@@ -47,6 +47,9 @@ class Pool(Protocol):
     def release(self, workers: Iterable[str]) -> None:
         """Have idle workers give back their memory, before another one runs alone on their device."""
 
+    def kill(self, worker: str) -> None:
+        """End a worker in the middle of its job, and say no more of either; another may take its place."""
+
     def wait(self, timeout: float) -> Sequence[Event]:
         """What happened; waits up to ``timeout`` seconds for something to happen."""
 
@@ -70,6 +73,9 @@ class HereAndNow:
 
     def release(self, workers: Iterable[str]) -> None:
         """There are no others."""
+
+    def kill(self, worker: str) -> None:
+        """Never asked for: while a job goes on here, nobody looks at the clock."""
 
     def wait(self, timeout: float) -> Sequence[Event]:
         if not self._said_ready:

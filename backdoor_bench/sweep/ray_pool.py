@@ -107,6 +107,11 @@ class RayPool:
         with suppress(RayError):
             ray.get([handle.release.remote() for handle in handles], timeout=60)
 
+    def kill(self, worker: str) -> None:
+        self._running = {ref: name for ref, name in self._running.items() if name != worker}
+        if worker in self._actors:
+            self._bury(worker)
+
     def wait(self, timeout: float) -> Sequence[Event]:
         lost = self._top_up()
         if lost:

@@ -146,6 +146,11 @@ class Schedule:
         """Seconds that a job should take, from its start; None if nothing like it has ended yet."""
         return self._pace.expected(job, self.trains(job))
 
+    def overdue(self, limit: float) -> list[str]:
+        """The workers that have been at their job for more seconds than ``limit``."""
+        now = self._clock()
+        return [name for name, worker in self.workers.items() if worker.job is not None and now - worker.since > limit]
+
     def outlook(self) -> Outlook:
         """What is left to do."""
         now = self._clock()
@@ -182,8 +187,11 @@ class Schedule:
         if report.outcome == "unwritable":
             self.stop(f"nothing can be written: {report.reason}")
 
-    def lost(self, worker: str, reason: str) -> Job | None:
-        """A worker is gone. Returns its job if that has now failed for good, so that it can be recorded."""
+    def lost(self, worker: str, reason: str, again: bool = True) -> Job | None:
+        """A worker is gone. Returns its job if that has now failed for good, so that it can be recorded.
+
+        Without ``again`` it has: the worker was killed for it.
+        """
         place = self.workers.get(worker)
         job = self._take(worker) if place is not None and place.job is not None else None
         gone = self.workers.pop(worker, None)
@@ -192,16 +200,20 @@ class Schedule:
             for waiting in self._alone.pop(gone.device, ()):
                 self._past[waiting.key].alone = False
                 self._ready.push(waiting)
-        if job is None:
+        if job is None or gone is None:
             return None
-        attempts = self._past[job.key].attempts
-        if self._stopped is not None:
+        past = self._past[job.key]
+        if not again:
+            past.seconds += self._clock() - gone.since
+        elif self._stopped is not None:
             self._end(job, "skipped", self._stopped)
             return None
-        if attempts <= RETRIES:
+        elif past.attempts <= RETRIES:
             self._ready.push(job, first=True)
             return None
-        self._end(job, "failed", f"its worker was lost {attempts} times, the last time: {reason}", None, worker)
+        else:
+            reason = f"its worker was lost {past.attempts} times, the last time: {reason}"
+        self._end(job, "failed", reason, None, worker)
         return job
 
     def stop(self, reason: str, running: bool = False) -> None:

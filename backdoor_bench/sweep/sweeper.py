@@ -57,12 +57,13 @@ class GridSweeper(Sweeper):
 
     def _sweep(self, arguments: list[str]) -> int:
         from backdoor_bench.sweep import engine, plan_table
-        from backdoor_bench.sweep.estimate import seconds_of
+        from backdoor_bench.sweep.estimate import TIME_LIMIT, seconds_of
 
         assert self._config is not None
         options = OmegaConf.to_container(self._config.sweep, resolve=True)
         assert isinstance(options, dict)
-        budget, started = seconds_of(options["budget"]), time.monotonic()
+        budget, started = seconds_of(options["budget"], "sweep.budget"), time.monotonic()
+        seconds_of(options["time_limit"], TIME_LIMIT)  # refused before the planning
         shard = shard_of(options["shard"])
         keys = None if options["retry"] is None else _keys(Path(options["retry"]))
         plan = self.plan(arguments, options["only"], shard, keys)
@@ -91,6 +92,7 @@ class GridSweeper(Sweeper):
             str(self._config.store_dir),
             name=name,
             budget_seconds=None if budget is None else max(0.0, budget - (time.monotonic() - started)),
+            time_limit=options["time_limit"],
             resume_command=again,
             retry_command=lambda file: f"{again} sweep.retry={shlex.quote(str(file))}",
             **_resources(self._config.hydra.launcher),

@@ -93,10 +93,10 @@ def test_a_record_of_another_form_teaches_nothing(store: Store) -> None:
     [("25min", 1500), ("2h", 7200), ("1.5h", 5400), ("90s", 90), (" 1 d ", 86400), (None, None)],
 )
 def test_a_budget_is_a_duration(budget: str | None, seconds: float | None) -> None:
-    assert seconds_of(budget) == seconds
+    assert seconds_of(budget, "sweep.budget") == seconds
 
 
 @pytest.mark.parametrize("budget", ["soon", "25", "0min", "-2h", "2 weeks", "min"])
 def test_a_budget_that_is_none_is_refused(budget: str) -> None:
     with pytest.raises(ConfigError, match=rf"sweep\.budget={budget}: expected a duration with its unit"):
-        seconds_of(budget)
+        seconds_of(budget, "sweep.budget")
