@@ -4,6 +4,7 @@ Backdoor Purification via Fine-Tuning", anonymous submission, Eq. 4)."""
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -32,9 +33,14 @@ def budget(k_mode: str, k: float, bn_entries: int, all_entries: int, least: int 
     if not least <= count <= bn_entries:
         raise ConfigError(
             f"k={k} with k_mode={k_mode} asks for {count} of {bn_entries} BatchNorm affine entries; "
-            f"expected at least {least}, e.g. k=0.05 of k_mode=ratio_bn, or k=4e-5 of k_mode=ratio_all"
+            f"expected at least {least}, as k={_share(least, bn_entries)} with k_mode=ratio_bn asks for here"
         )
     return count
+
+
+def _share(count: int, total: int) -> str:
+    """A share of ``total``, rounded up to a tenth of a percent, that is ``count`` at least."""
+    return f"{math.ceil(1000 * count / total) / 1000:g}" if total else "0"
 
 
 def top_k(

@@ -82,8 +82,15 @@ def test_an_impossible_budget_is_refused_before_any_work(network: nn.Module, def
         stage(k_mode="ratio_all").check(network, defender_view)
     with pytest.raises(ConfigError, match="asks for 0 of"):
         stage(k=1e-6).check(network, defender_view)
-    with pytest.raises(ConfigError, match=r"asks for 1 of 212 .* expected at least 2"):
+    with pytest.raises(ConfigError, match=r"asks for 1 of 212 .* expected at least 2, as k=0\.01 with k_mode=ratio_bn"):
         stage(k_mode="count", k=1, unit="channel").check(network, defender_view)
+
+
+@pytest.mark.parametrize(("entries", "least", "share"), [(16, 1, "0.063"), (16, 2, "0.125"), (6784, 1, "0.001")])
+def test_what_a_refused_budget_advises_is_one_that_is_taken(entries: int, least: int, share: str) -> None:
+    with pytest.raises(ConfigError, match=rf"expected at least {least}, as k={share} with k_mode=ratio_bn asks for"):
+        budget("ratio_bn", 1e-6, entries, 10_000, least)
+    assert budget("ratio_bn", float(share), entries, 10_000, least) >= least
 
 
 def test_top_k_by_hand() -> None:
