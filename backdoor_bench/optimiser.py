@@ -118,8 +118,8 @@ def _try(node: Mapping[str, Any], path: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing was optimised before the schedule moved
             optimizer = configuration.make(dict(node["optimizer"]))([weight])
-            if not isinstance(node.get("scheduler"), Mapping):
-                return
+            if not isinstance(node.get("scheduler"), Mapping) or node.get("epochs") == 0:
+                return  # over no epochs there is no schedule: the length of a cosine would be 0
             place = f"{path}.scheduler".strip(".")
             scheduler = configuration.make(dict(node["scheduler"]))
             steps = {"total_steps": 2} if "total_steps" in inspect.signature(scheduler).parameters else {}

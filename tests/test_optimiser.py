@@ -85,6 +85,7 @@ def test_one_sentence_says_what_was_expected(node: dict[str, Any], message: str)
         recipe(kind="CosineAnnealingLR", T_max=5.0),
         recipe(kind="MultiStepLR", milestones=[1, 2], gamma=0.5),
         recipe(kind="ReduceLROnPlateau", patience=10, min_lr=[0.0]),
+        recipe(kind="CosineAnnealingLR", T_max=0) | {"epochs": 0},  # nothing is trained, so there is no schedule
         {"anything": [1, {"else": None}]},
     ],
 )
@@ -124,6 +125,10 @@ def test_a_sweep_is_refused_before_it_starts(tmp_path) -> None:
     composer = Composer(make_loader(), [*SMALL, f"store_dir={tmp_path / 'store'}"])
     with pytest.raises(ConfigError, match=r"^digits badnet ft lr=fast: recipe\.optimizer\.lr=fast: expected a number$"):
         make_plan(Grid.read(axes), composer, Bench(Store(tmp_path / "store")))
+
+
+def test_a_stage_of_no_epochs_is_planned(compose, tmp_path) -> None:
+    Bench(Store(tmp_path / "store")).plan(compose("+attack=badnet", "+defense=ft", "defense.epochs=0"))
 
 
 def test_a_handed_over_network_too() -> None:
