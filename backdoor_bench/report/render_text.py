@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.console import Console
-from rich.measure import Measurement
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -24,33 +24,74 @@ def terminal(tables: Sequence[Table], notes: Sequence[str], console: Console) ->
     for table in tables:
         groups = len({column.group for column in table.columns if column.group})
         for most in range(max(groups, 1), 0, -1):
-            parts = [_rich(part) for part in table.blocks(most)]
-            fits = all(_width(part, console) <= console.width for part in parts)
-            if fits or most == 1:
+            parts = list(table.blocks(most))
+            if all(_width(part) <= console.width for part in parts):
                 break
         console.print()
         console.print(Text(plain(table.title), style="bold"), soft_wrap=True)
         for part in parts:
-            console.print(part)
+            console.print(_rich(part, console.width))
         for line in table.notes:
             console.print(Text(plain(line), style="dim"), soft_wrap=True)
 
 
-def _width(shown: RichTable, console: Console) -> int:
+def _width(table: Table) -> int:
     """How wide a table would be if there were room."""
-    return Measurement.get(console, console.options.update(max_width=10_000), shown).maximum
+    return sum(max(map(cell_len, lines)) for lines in _columns(table)) + _borders(table)
 
 
-def _rich(table: Table) -> RichTable:
-    shown = RichTable()
-    previous = ""
+def _borders(table: Table) -> int:
+    return 3 * len(table.columns) + 1
+
+
+def _columns(table: Table) -> list[list[str]]:
+    """The lines of each column, its heading's first."""
+    heads = _headings(table)
+    return [[*heads[n].split("\n"), *(plain(line) for row in table.rows for line in row.cells[n])]
+            for n in range(len(heads))]  # fmt: skip
+
+
+def _headings(table: Table) -> list[str]:
+    """A group's name stands over its first column."""
+    found, previous = [], ""
+    grouped = any(column.group for column in table.columns)
     for column in table.columns:
-        # A group's name stands over its first column.
         top = column.group if column.group != previous else ""
-        grouped = any(c.group for c in table.columns)
-        shown.add_column(Text(plain(f"{top}\n{column.name}" if grouped else column.name)),
-                         justify="right" if column.numeric else "left", overflow="fold")  # fmt: skip
+        found.append(plain(f"{top}\n{column.name}" if grouped else column.name))
         previous = column.group
+    return found
+
+
+def fitted(columns: Sequence[Sequence[str]], numeric: Sequence[bool], room: int) -> list[int]:
+    """How wide each column is printed, in ``room`` characters together; the widest give way first.
+
+    Lines are broken between words as long as that will do, then words; numbers are never cut.
+
+    Args:
+        columns: the lines of each.
+        numeric: whether a column holds numbers.
+    """
+    words = [[word for line in lines for word in line.split()] for lines in columns]
+    numbers = [
+        [word for word in each if holds and re.match(r"\W?\d", word)]
+        for each, holds in zip(words, numeric, strict=True)
+    ]
+    for kept in (words, numbers):
+        least = [max(map(cell_len, each), default=1) for each in kept]
+        widths = [max(map(cell_len, lines)) for lines in columns]
+        while sum(widths) > room and (loose := [n for n, width in enumerate(widths) if width > least[n]]):
+            widths[max(loose, key=widths.__getitem__)] -= 1
+        if sum(widths) <= room:
+            break
+    return widths
+
+
+def _rich(table: Table, width: int) -> RichTable:
+    shown = RichTable()
+    widths = fitted(_columns(table), [column.numeric for column in table.columns], width - _borders(table))
+    for column, heading, wide in zip(table.columns, _headings(table), widths, strict=True):
+        justify: JustifyMethod = "right" if column.numeric else "left"
+        shown.add_column(Text(heading), justify=justify, overflow="fold", width=wide)
     for position, row in enumerate(table.rows):
         if position and row.section != table.rows[position - 1].section:
             shown.add_section()

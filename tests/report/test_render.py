@@ -93,6 +93,34 @@ def test_a_wide_table_comes_in_parts_that_fit() -> None:
     assert "Wide (continued)" in latex
 
 
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [
+        (40, [16, 15]),  # all of it
+        (28, [16, 12]),  # the second gives way, as far as its words go ...
+        (20, [10, 10]),  # ... and then both, in the middle of words
+        (5, [1, 6]),  # but a number stays whole where nothing fits
+    ],
+)
+def test_the_widest_columns_give_way_and_numbers_are_never_cut(room: int, expected: list[int]) -> None:
+    columns = [["attack", "label_consistent"], ["ACC", "100.00", "published 96.26"]]
+    assert render_text.fitted(columns, [False, True], room) == expected
+
+
+@pytest.mark.parametrize("width", [100, 80, 60])
+def test_a_table_that_fits_nowhere_keeps_its_numbers_whole(width: int) -> None:
+    columns = [Column("clean data", numeric=False), Column("attack", numeric=False), Column("defense", numeric=False),
+               Column("ACC", "published"), Column("ASR", "published"), Column("DER", "published"),
+               Column("remarks", numeric=False)]  # fmt: skip
+    cells = [("10 %",), ("label_consistent",), ("unibp",), ("91.40",), ("100.00",), ("98.75", "recomputed 96.26"),
+             ("see [1]",)]  # fmt: skip
+    text = terminal([Table("t", "T", columns, [Row(cells)])], width)
+    assert max(map(len, text.splitlines())) <= width
+    for number in ("91.40", "100.00", "98.75", "96.26"):
+        assert number in text
+    assert ("label_consistent" in text) == (width > 80)
+
+
 def test_a_long_table_goes_over_pages() -> None:
     rows = [Row([(f"defense{number}",), ("1.00",)]) for number in range(90)]
     table = Table("long", "Long", [Column("defense", numeric=False), Column("ACC")], rows, ["the end"])
