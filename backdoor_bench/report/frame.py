@@ -176,7 +176,7 @@ def select(runs: DataFrame, wanted: Mapping[str, Sequence[str]]) -> DataFrame:
         for value, mask in zip(values, masks, strict=True):
             if not mask.any():
                 known = runs[column].fillna("none").astype(str).unique()
-                raise unknown(column, value, sorted(known)[:100])
+                raise unknown(f"{column} in these records", value, sorted(known)[:100])
         left = left[np.logical_or.reduce(masks)[runs.index.get_indexer(left.index)]]
     if not len(left):
         text = " ".join(f"{column}={','.join(values)}" for column, values in wanted.items())

@@ -131,7 +131,7 @@ def test_filters(write: Write, folder: Path, filters: list[str], keys: list[str]
     ("filters", "message"),
     [
         (["atack=badnet"], "unknown column 'atack'. Did you mean attack"),
-        (["attack=badnt"], "unknown attack 'badnt'. Did you mean badnet? Known: badnet, sig."),
+        (["attack=badnt"], "unknown attack in these records 'badnt'. Did you mean badnet? Known: badnet, sig."),
         (["badnet"], "'badnet' is no filter; expected COLUMN=VALUE"),
         (["clean_ratio=five"], "clean_ratio=five: expected a number or none"),
         (["attack=sig", "defense=fp"], "no record fits attack=sig defense=fp; each value occurs, but not together"),
