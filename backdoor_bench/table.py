@@ -125,10 +125,8 @@ def _jobs(jobs: Sequence[Record], names: Sequence[str]) -> Table:
         record = job.get("record") or {}
         numbers = [percent(record.get(metric)) for metric in ("acc", "asr", "ra", "der")]
         status = job["status"] + (f": {job['reason']}" if job.get("reason") else "")
-        if job.get("found"):
-            status += " (found)"
-        if doubts := ", ".join(_doubts(record)):
-            status += f" ({doubts})"
+        if remarks := ", ".join(["found"] * bool(job.get("found")) + list(_doubts(record))):
+            status += f" ({remarks})"
         rows.append((name, *numbers, f"{job['seconds']:.1f}", status))
     for column, name in enumerate(("ACC %", "ASR %", "RA %", "DER %", "seconds"), start=1):
         widest = max(map(len, (name, *(row[column] for row in rows))))

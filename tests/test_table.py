@@ -117,13 +117,21 @@ def test_jobs(capsys, monkeypatch) -> None:
     jobs = [
         {"name": "+attack=badnet", "status": "ok", "seconds": 3.0, "record": RECORD, "found": True},
         {"name": "+attack=sig", "status": "ok", "seconds": 3.0, "record": {**RECORD, "weak_attack": True, "der": None}},
+        {
+            "name": "+attack=wanet",
+            "status": "ok",
+            "seconds": 0.1,
+            "record": {**RECORD, "weak_attack": True},
+            "found": True,
+        },
         {"name": "+attack=blended", "status": "failed", "reason": "no disk", "seconds": 0.5},
     ]
     print_jobs(jobs)
     text = capsys.readouterr().out
-    assert text.startswith("3 jobs, 1 failed\n")
+    assert text.startswith("4 jobs, 1 failed\n")
     assert cells(text, "+attack=badnet")[1:] == ["90.72", "1.37", "90.00", "96.53", "3.0", "ok (found)"]
     assert cells(text, "+attack=sig")[1:] == ["90.72", "1.37", "90.00", "-", "3.0", "ok (weak attack)"]
+    assert cells(text, "+attack=wanet")[-1] == "ok (found, weak attack)"
     assert cells(text, "+attack=blended")[1:] == ["-", "-", "-", "-", "0.5", "failed: no disk"]
 
 
