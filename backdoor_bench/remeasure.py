@@ -82,7 +82,7 @@ def remeasure(
     if stored is None:
         raise StoreError(
             f"no victim and no purified network {key} in {store.root}; a run keeps its purified network only with "
-            "save_purified=true"
+            f"save_purified=true{_victim_of(store, key)}"
         )
     victim = store.load("victims", stored.manifest["victim"]) if "victim" in stored.manifest else stored
     if victim is None:
@@ -96,6 +96,12 @@ def remeasure(
         same = recorded | {"revision": None} == environment.describe() | {"revision": None}
     same = same and stored.manifest["numerics"] == numerics.describe()
     return Remeasured(Measurement(**stored.manifest["measured"]), measured, same)
+
+
+def _victim_of(store: Store, key: str) -> str:
+    """What to ask for instead of a run that kept no network."""
+    victim = (store.record(key) or {}).get("victim")
+    return f"; the victim of this run is {victim}" if victim and (store.root / "victims" / str(victim)).is_dir() else ""
 
 
 def load_network(victim: Stored, stored: Stored, numerics: Numerics, trust: Sequence[str] = ()) -> Network:

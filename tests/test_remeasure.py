@@ -98,6 +98,13 @@ def test_an_unknown_key(done: Done) -> None:
         remeasure.remeasure(done.store, "0123")
 
 
+def test_the_key_of_a_run_that_kept_nothing_leads_to_its_victim(compose, tmp_path) -> None:
+    store = Store(tmp_path / "store")
+    record = experiment.run(compose("+defense=ft"), Bench(store)).record
+    with pytest.raises(StoreError, match=rf"save_purified=true; the victim of this run is {record['victim']}$"):
+        remeasure.remeasure(store, record["key"])
+
+
 def test_a_key_that_leads_elsewhere(done: Done, tamper) -> None:
     with pytest.raises(StoreError, match="is no key"):
         remeasure.remeasure(done.store, "..")
