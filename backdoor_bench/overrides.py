@@ -57,6 +57,7 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
         try:
             parsed.append(parser.parse_overrides([argument])[0])
         except HydraException:
+            _check_quotes(argument, parser)
             parsed.append(None)  # Hydra explains it better than we could
     overrides = [override for override in parsed if override is not None]
     for override in overrides:
@@ -108,7 +109,7 @@ def compose_run(arguments: Sequence[str], conf: Path) -> DictConfig | None:
 
 
 def _with_options(arguments: Sequence[str], grid: bool) -> list[str]:
-    """``sweep.only.AXIS=VALUES`` gathered into one mapping.
+    """``sweep.only.AXIS=VALUES`` gathered into one mapping; as it may be written itself, ``sweep.only={AXIS:VALUES}``.
 
     Raises:
         ConfigError: an option of sweeps without a sweep.
@@ -117,9 +118,22 @@ def _with_options(arguments: Sequence[str], grid: bool) -> list[str]:
     first = next((argument for argument in arguments if argument.startswith("sweep.")), None)
     if first is not None and not grid:
         raise ConfigError(f"{first}: only a sweep has this option; add +sweep=NAME, or hydra/sweeper=grid to -m")
-    kept = [argument for argument in arguments if not argument.startswith("sweep.only.")]
+    kept = [f"++{a}" if a.startswith("sweep.only=") else a for a in arguments if not a.startswith("sweep.only.")]
     pairs = ",".join(f"{axis}:{values}" for axis, _, values in (text.partition("=") for text in narrowing))
     return [*kept, f"++sweep.only={{{pairs}}}"] if narrowing else kept
+
+
+def _check_quotes(argument: str, parser: OverridesParser) -> None:
+    """Refuse a value that is one only in quotes, such as a path with an umlaut, and say how to write it."""
+    name, equals, value = argument.partition("=")
+    quoted = f"{name}='{value}'"
+    if not equals or re.search(r"""[\[\]{}()'"$\\,]""", value):
+        return
+    try:
+        parser.parse_overrides([quoted])
+    except HydraException:
+        return
+    raise ConfigError(f'{argument}: such a value needs quotes of its own; type "{quoted}"')
 
 
 def _check_words(arguments: Sequence[str], folders: Sequence[Path]) -> None:

@@ -148,6 +148,23 @@ def test_options_that_exist_are_composed_and_no_folder_is_made(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("value", ["/tmp/Größe", "/tmp/Größe b", "/tmp/a;b"])
+def test_a_value_that_needs_quotes_says_so(value: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        ready("+attack=badnet", f"store_dir={value}")
+    assert str(raised.value).endswith(f"""type "store_dir='{value}'\"""")
+    quoted = [f"store_dir='{value}'", "+attack=badnet"]
+    assert ready(*quoted) == quoted
+    found = compose_run(quoted, CONF)
+    assert found is not None
+    assert found.store_dir == value
+
+
+@pytest.mark.parametrize("wrong", ["mean=[0.5,0.5", "seed=${", "+attack={a:1", "spc=choice(1"])
+def test_what_quotes_would_not_mend_is_left_to_hydra(wrong: str) -> None:
+    assert ready(wrong) == [wrong]
+
+
 @pytest.mark.parametrize("wrong", ["seed", "+defense=[", "seed=${", "~seed.x"])
 def test_what_hydra_explains_better_is_left_to_it(wrong: str) -> None:
     assert compose_run([wrong], CONF) is None

@@ -193,6 +193,8 @@ def test_narrowing_becomes_one_mapping() -> None:
     ready = prepare(["+sweep=smoke", "sweep.only.attack=[badnet]", "sweep.only.attack.size=[3,5]", "sweep.plan=true"],
                     config.directory(), SWEEPS)  # fmt: skip
     assert ready == ["+sweep=smoke", "sweep.plan=true", "++sweep.only={attack:[badnet],attack.size:[3,5]}"]
+    whole = "sweep.only={attack:[badnet]}"
+    assert prepare(["+sweep=smoke", whole], config.directory(), SWEEPS) == ["+sweep=smoke", f"++{whole}"]
 
 
 @pytest.mark.parametrize(("shard", "expected"), [(None, (1, 1)), ("3/8", (3, 8)), (" 1 / 1 ", (1, 1))])
