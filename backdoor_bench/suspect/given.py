@@ -226,6 +226,9 @@ def load(given: Given, network: Network, config: Mapping[str, Any]) -> Origin:
     mean, std = config.get("mean"), config.get("std")
     if mean is None and std is None:
         progress.say(f"{given.path.name}: images in [0, 1] go in as they are (no mean= and std= given)")
+        folder = given.path.absolute().parent
+        if KEY.fullmatch(folder.name) and (folder / "manifest.json").exists():
+            progress.say(f"it lies in a store: victim={folder.name} brings its normalisation and its attack as well")
     else:
         progress.say(f"{given.path.name}: images are normalised with mean={mean}, std={std} for the work")
     return Origin(names, {name: weights.tensors[came].dtype for name, came in names.items()})

@@ -88,6 +88,13 @@ def test_a_files_network_is_measured_as_it_was_and_has_no_asr(compose, bench, vi
         assert words in said
 
 
+def test_a_file_out_of_a_store_is_said_to_have_a_key(compose, bench, store, victim, capsys) -> None:
+    """By its key it comes with its normalisation; as a file it takes pixels in [0, 1]."""
+    file = store.root / "victims" / victim["victim"] / "network.safetensors"
+    experiment.run(compose(f"victim={file}"), bench)
+    assert f"victim={victim['victim']} brings its normalisation and its attack" in capsys.readouterr().err
+
+
 def test_the_run_is_known_by_the_files_content(compose, bench, file, tmp_path) -> None:
     def key(*overrides: str) -> str:
         return bench.plan(compose("+defense=ft", *overrides)).key
