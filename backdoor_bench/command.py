@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from backdoor_bench import config as configuration
 from backdoor_bench import overrides, progress
 from backdoor_bench.errors import BenchError
+from backdoor_bench.store import Store
 from backdoor_bench.sweep import launcher, sweeper
 
 JOB = "job.json"
@@ -96,6 +97,21 @@ def explain(error: Exception) -> str:
     return reason
 
 
+def _check_store(ready: Sequence[str], conf: Path) -> None:
+    """Refuse a multirun whose folder cannot be made; of a sweep by name, the engine says so.
+
+    Raises:
+        UnwritableError: nothing can be written there.
+    """
+    flags = {argument for argument in ready if argument.startswith("-")}
+    if not flags or not flags <= {"-m", "--multirun"}:
+        return
+    place = [argument for argument in ready if argument.lstrip("+").startswith("store_dir=")]
+    config = overrides.compose_run(place, conf)
+    if config is not None:
+        Store(config.store_dir).check_writable()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 if a run failed, or 130 after an interruption of a sweep."""
     from backdoor_bench import table
@@ -118,6 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Beside the other overrides: argparse takes them in one group only.
         first = next((n for n, argument in enumerate(ready) if "=" in argument and not argument.startswith("-")), 0)
         ready.insert(first, f"hydra.searchpath=[file://{sweeps}]")
+    try:
+        _check_store(ready, conf)
+    except BenchError as error:
+        explain(error)
+        return 1
     command = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)
     before, sys.argv = sys.argv, [sys.argv[0], *ready]
     sweeper.outcomes.clear()

@@ -50,13 +50,11 @@ def run_plan(plan: Plan, bench: Bench) -> Outcome:
     config = plan.config
     if config.get("export") is not None:  # what is there already is an error before any work
         check_target(config["export"], replace=config["force"])
+    if (found := _found(plan, bench)) is not None:  # without a lock, for a store that may only be read has none
+        return found
     with bench.store.claim(f"run-{plan.key}"):
-        done = bench.store.done(plan.key)
-        redo = config["force"] or config.get("export") is not None or _lacks_purified(plan, bench)
-        if done and not redo:
-            progress.say(f"found in the store: run {plan.key} (force=true runs it again)")
-            path, record = done[0]
-            return Outcome(record, str(path), True)
+        if (found := _found(plan, bench)) is not None:  # another process has made it
+            return found
         started = time.time()
         facts = describe(plan, started)
         try:
@@ -74,6 +72,18 @@ def run_plan(plan: Plan, bench: Bench) -> Outcome:
         record["seconds"] = time.time() - started
         path = bench.store.add_record(plan.key, record)
         return Outcome(record, str(path), False)
+
+
+def _found(plan: Plan, bench: Bench) -> Outcome | None:
+    """The run as it was done before, unless something asks for doing it again."""
+    if plan.config["force"] or plan.config.get("export") is not None:
+        return None
+    done = bench.store.done(plan.key)
+    if not done or _lacks_purified(plan, bench):
+        return None
+    path, record = done[0]
+    progress.say(f"found in the store: run {plan.key} (force=true runs it again)")
+    return Outcome(record, str(path), True)
 
 
 def _lacks_purified(plan: Plan, bench: Bench) -> bool:

@@ -166,10 +166,12 @@ def test_one_run_is_composed_once_and_a_refused_one_makes_no_folder(tmp_path, mo
 
 def test_a_store_that_cannot_be_made_is_one_message(tmp_path, run) -> None:
     (tmp_path / "file").touch()
-    done = run("+attack=badnet", f"store_dir={tmp_path}/file/store", *TINY)
-    assert done.returncode == 1
-    assert "/file/store: Not a directory; choose another with store_dir=PATH" in done.stderr
-    assert "Traceback" not in done.stderr
+    for multirun in ((), ("-m", "seed=0,1")):  # of the second, Hydra makes the folder
+        done = run("+attack=badnet", *multirun, f"store_dir={tmp_path}/file/store", *TINY)
+        assert done.returncode == 1
+        assert "/file/store: Not a directory; choose another with store_dir=PATH" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_diverging_run_is_one_message_and_recorded_as_failed_with_its_reason(folder, run) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -157,6 +159,19 @@ class Store:
             if attempts:
                 yield (done or attempts)[-1]
 
+    # -- the folder ----------------------------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Raise UnwritableError if the folder takes nothing, or cannot be made. Nothing is written."""
+        there = next(place for place in (self.root, *self.root.parents) if os.path.exists(place))
+        if not there.is_dir():
+            raise self._unwritable(os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise self._unwritable(os.strerror(errno.EACCES))
+
+    def _unwritable(self, reason: str) -> UnwritableError:
+        return UnwritableError(f"cannot write to the store {self.root}: {reason}; choose another with store_dir=PATH")
+
     # -- locks ---------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -176,9 +191,7 @@ class Store:
                 progress.say(f"waiting for another process that works on {name}")
                 lock.acquire()
         except OSError as error:
-            raise UnwritableError(
-                f"cannot write to the store {self.root}: {error.strerror or error}; choose another with store_dir=PATH"
-            ) from error
+            raise self._unwritable(error.strerror or str(error)) from error
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import lock_descriptor, unlock_descriptor
 
 SECONDS_BETWEEN_TRIES = 0.1
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -63,15 +64,27 @@ class Lock:
             os.close(descriptor)
 
     def is_held(self) -> bool:
-        """Whether somebody holds it at this moment. Nothing is changed."""
-        try:
-            descriptor = os.open(self.path, os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            return not lock_descriptor(descriptor, blocking=False)
-        finally:
-            os.close(descriptor)
+        """Whether somebody holds it at this moment. Nothing is changed.
+
+        In a store that may only be read, where that cannot be known, it counts as held.
+        """
+        for mode in (os.O_RDWR, os.O_RDONLY):  # NFS locks for writing alone what is open for writing
+            try:
+                descriptor = os.open(self.path, mode)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
+                continue
+            try:
+                return not lock_descriptor(descriptor, blocking=False)
+            except OSError as error:
+                if mode == os.O_RDWR or error.errno != errno.EBADF:
+                    raise
+            finally:
+                os.close(descriptor)
+        return True
 
     def _has_the_name(self, descriptor: int) -> bool:
         try:

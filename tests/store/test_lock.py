@@ -138,6 +138,23 @@ def test_a_disk_that_became_read_only_hides_no_other_error_and_locks_nobody_out(
     assert not list((tmp_path / "locks").iterdir())
 
 
+def test_in_a_store_that_may_only_be_read_it_is_known_who_holds_what(tmp_path: Path, monkeypatch) -> None:
+    held, left, secret = (Lock(tmp_path / f"{name}.lock") for name in ("held", "left", "secret"))
+    held.acquire()
+    left.path.touch()
+    opened = os.open
+
+    def read_only(path: Path, flags: int, *mode: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY) or path == secret.path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert [lock.is_held() for lock in (held, left, secret)] == [True, False, True]
+    monkeypatch.undo()
+    held.release()
+
+
 def test_a_store_that_does_not_wait(tmp_path: Path) -> None:
     store = Store(tmp_path, wait=False)
     with store.claim("run-x"):
