@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backdoor_bench.attack import Attack, Trigger, stamp
 from backdoor_bench.dataset import ImageSet
-from backdoor_bench.metric import Evaluator, TriggeredSet
+from backdoor_bench.metric import Evaluator, OnTheFly, TriggeredSet
 from backdoor_bench.numerics import Numerics
 
 
@@ -21,9 +21,19 @@ def triggered_set(
 def make_evaluator(
     test: ImageSet, attack: Attack | None, trigger: Trigger | None, classes: int, numerics: Numerics, batch_size: int
 ) -> Evaluator:
-    """What measures the networks of one victim; without an attack, on the clean test set alone."""
+    """What measures the networks of one victim; without an attack, on the clean test set alone.
+
+    ASR and RA are those of images as they are handed on, rounded to 8 bits. For an attack whose victim was trained on
+    triggered images that were never rounded, ``float_asr`` is the ASR of such images, which is what the attack's paper
+    prints; then come the attack's own :meth:`Attack.test_sets`.
+    """
     if attack is None or trigger is None:
         return Evaluator(test, None, classes, numerics, batch_size)
     triggered = triggered_set(test, attack, trigger, classes, numerics)
-    extra = attack.test_sets(test, trigger, classes, numerics)
+    extra: dict[str, ImageSet | OnTheFly] = {}
+    if attack.trains_unrounded:
+        wanted = attack.attack_labels(test.labels, classes)
+        kept = wanted != test.labels
+        extra["float_asr"] = OnTheFly(ImageSet(test[kept].images, wanted[kept]), trigger)
+    extra |= attack.test_sets(test, trigger, classes, numerics)
     return Evaluator(test, triggered, classes, numerics, batch_size, extra)

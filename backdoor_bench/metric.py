@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,12 +26,24 @@ class TriggeredSet:
 
 
 @dataclass(frozen=True)
+class OnTheFly:
+    """Test images that are painted when they are shown: float32, not rounded to 8 bits, never stored.
+
+    ``data.images`` are those before, ``data.labels`` what counts as right; ``paint`` maps float images in [0, 1] to the
+    same, the same each time.
+    """
+
+    data: ImageSet
+    paint: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Fractions in [0, 1]; ``None`` where there is nothing to measure (no attack, or no image of another class).
 
     ``triggered_as`` counts the triggered test images by predicted class (those predicted at all, as text, as JSON has
     keys): where they go when they no longer become what the attacker wants. It describes; it is not compared.
-    ``extra``: what the attack measures besides, by name; see :meth:`Attack.test_sets`.
+    ``extra``: what is measured besides for the attack, by name; see :func:`.make_evaluator`.
     """
 
     acc: float
@@ -76,12 +88,18 @@ def compare(before: Measurement, after: Measurement) -> Comparison:
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, data: ImageSet, numerics: Numerics, batch_size: int) -> Iterable[tuple[Tensor, slice]]:
+def predict(
+    network: nn.Module, data: ImageSet | OnTheFly, numerics: Numerics, batch_size: int
+) -> Iterable[tuple[Tensor, slice]]:
     """Predicted classes by batch, with the rows they belong to. The network must be in eval mode."""
+    data, paint = (data.data, data.paint) if isinstance(data, OnTheFly) else (data, None)
     for start in range(0, len(data), batch_size):
         rows = slice(start, start + batch_size)
+        images = numerics.images(data.images[rows])
+        if paint is not None:
+            images = paint(images).contiguous(memory_format=numerics.memory_format)
         with numerics.autocast():
-            logits = network(numerics.images(data.images[rows]))
+            logits = network(images)
         yield logits.argmax(1), rows
 
 
@@ -89,7 +107,7 @@ class Evaluator:
     """Measures a network on the clean and the triggered test set. It holds what no defense may see.
 
     Args:
-        extra: the attack's own test sets, by the name of what each measures; see :meth:`Attack.test_sets`.
+        extra: further test sets, by the name of what each measures; see :func:`.make_evaluator`.
     """
 
     def __init__(
@@ -99,7 +117,7 @@ class Evaluator:
         num_classes: int,
         numerics: Numerics,
         batch_size: int,
-        extra: Mapping[str, ImageSet] | None = None,
+        extra: Mapping[str, ImageSet | OnTheFly] | None = None,
     ) -> None:
         self.test, self.triggered, self.numerics, self.batch_size = test, triggered, numerics, batch_size
         self.num_classes, self.extra = num_classes, dict(extra or {})
@@ -112,10 +130,7 @@ class Evaluator:
         """ACC, ASR, RA and what the attack measures besides, of a network, which is put in eval mode."""
         network.eval()
         (acc,), _ = self._accuracy(network, self.test, self.test.labels)
-        extra = {
-            name: self._accuracy(network, data, data.labels)[0][0] if len(data) else None
-            for name, data in self.extra.items()
-        }
+        extra = {name: self._share(network, data) for name, data in self.extra.items()}
         if self.triggered is None or not len(self.triggered.data):
             return Measurement(acc, extra=extra)
         wanted = self.triggered.attack_labels
@@ -123,7 +138,11 @@ class Evaluator:
         counts = enumerate(torch.bincount(predicted).tolist())
         return Measurement(acc, asr, ra, {str(label): count for label, count in counts if count}, extra)
 
-    def _accuracy(self, network: nn.Module, data: ImageSet, *targets: Tensor) -> tuple[list[float], Tensor]:
+    def _share(self, network: nn.Module, data: ImageSet | OnTheFly) -> float | None:
+        labels = data.data.labels if isinstance(data, OnTheFly) else data.labels
+        return self._accuracy(network, data, labels)[0][0] if len(labels) else None
+
+    def _accuracy(self, network: nn.Module, data: ImageSet | OnTheFly, *targets: Tensor) -> tuple[list[float], Tensor]:
         """The share of each target, and the predicted classes."""
         metrics = [
             MulticlassAccuracy(self.num_classes, average="micro", validate_args=False).to(self.numerics.device)
@@ -134,7 +153,7 @@ class Evaluator:
             seen.append(predicted)
             for metric, target in zip(metrics, targets, strict=True):
                 metric.update(predicted, target[rows])
-        return [_fraction(metric, len(data)) for metric in metrics], torch.cat(seen)
+        return [_fraction(metric, len(targets[0])) for metric in metrics], torch.cat(seen)
 
 
 def _fraction(metric: MulticlassAccuracy, count: int) -> float:

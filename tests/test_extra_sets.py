@@ -41,7 +41,7 @@ def done(store: Store, compose: Callable[..., dict[str, Any]]) -> Outcome:
 def test_a_record_has_them_wherever_something_was_measured(done: Outcome, store: Store) -> None:
     record = json.loads(json.dumps(done.record))
     states = [record["before"], *record["stages"], record]
-    assert [list(state["extra"]) for state in states] == [["noise_acc"]] * 3
+    assert [list(state["extra"]) for state in states] == [["float_asr", "noise_acc"]] * 3
     assert record["extra"] == record["stages"][-1]["extra"]
     assert all(0 <= state["extra"]["noise_acc"] <= 1 for state in states)
     victim = store.load("victims", record["victim"])
@@ -54,17 +54,31 @@ def test_a_record_has_them_wherever_something_was_measured(done: Outcome, store:
 def test_table_and_csv_show_them(done: Outcome, store: Store, tmp_path: Path) -> None:
     written = io.StringIO()
     print_run(done.record, done.path, Console(file=written, width=160))
-    assert "RA % ┃ NOISE ACC % ┃ seconds" in written.getvalue()
+    assert "RA % ┃ FLOAT ASR % ┃ NOISE ACC % ┃ seconds" in written.getvalue()
     row = next(line for line in written.getvalue().splitlines() if "purified" in line)
     assert f"{100 * done.record['extra']['noise_acc']:.2f}" in row
     export.write(store, tmp_path / "out.csv", {"attack": "wanet"})
     with (tmp_path / "out.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [*export.COLUMNS, "noise_acc"]
+    assert list(rows[0]) == [*export.COLUMNS, "float_asr", "noise_acc"]
     assert [float(row["noise_acc"]) for row in (rows[0], rows[-1])] == [
         done.record[when]["noise_acc"] if when == "extra" else done.record[when]["extra"]["noise_acc"]
         for when in ("before", "extra")
     ]
+
+
+def test_float_asr_is_that_of_triggered_images_before_they_are_rounded(
+    done: Outcome, store: Store, compose: Callable[..., dict[str, Any]]
+) -> None:
+    bench = Bench(store)
+    plan = bench.plan(compose(*RUN))
+    data = bench.data(plan)
+    victim = bench.victim(plan, data)
+    assert victim.trigger is not None
+    kept = data.test[data.test.labels != 0]
+    with torch.inference_mode():
+        predicted = victim.network(victim.trigger(kept.images / 255)).argmax(1)
+    assert done.record["before"]["extra"]["float_asr"] == int((predicted == 0).sum()) / len(kept)
 
 
 def test_a_defense_never_sees_them(

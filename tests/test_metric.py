@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from backdoor_bench.attack.badnet import BadNet
 from backdoor_bench.dataset import ImageSet
 from backdoor_bench.evaluation import triggered_set
-from backdoor_bench.metric import Comparison, Evaluator, Measurement, TriggeredSet, compare
+from backdoor_bench.metric import Comparison, Evaluator, Measurement, OnTheFly, TriggeredSet, compare
 from backdoor_bench.numerics import Numerics
 
 CPU = Numerics(torch.device("cpu"))
@@ -65,6 +65,32 @@ def test_an_attacks_own_sets_are_measured_by_their_labels() -> None:
     assert found == Measurement(1.0, extra={"cross_acc": 0.5, "none_acc": None})
     assert found.fractions == {"acc": 1.0, "asr": None, "ra": None, "extra": {"cross_acc": 0.5, "none_acc": None}}
     assert Measurement(**found.describe()) == found
+
+
+class BelowHalfALevel(ByPixel):
+    """Class 1 for what lies between two grey levels and below the middle, which rounding takes away."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        level = images[:, 0, 0, 0] * 255
+        return nn.functional.one_hot(((level - level.floor()) > 0.1).long(), self.classes).float()
+
+
+def test_a_set_painted_on_the_fly_is_shown_unrounded() -> None:
+    test = ImageSet(images_of(np.array([0, 1, 2])), torch.tensor([1, 0, 1]))
+    batches: list[int] = []
+
+    def paint(images: Tensor) -> Tensor:
+        assert images.dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
+        batches.append(len(images))
+        return images + 0.3 / 255
+
+    mixed = Numerics(torch.device("cpu"), "bf16-mixed")
+    none = OnTheFly(test[torch.zeros(0, dtype=torch.int64)], paint)
+    sets = {"float_asr": OnTheFly(test, paint), "none_asr": none}
+    found = Evaluator(test, None, 2, mixed, 2, sets).measure(BelowHalfALevel(2))
+    assert batches == [2, 1]
+    assert found == Measurement(1 / 3, extra={"float_asr": 2 / 3, "none_asr": None})
 
 
 def test_asr_and_ra_leave_out_images_of_the_target_class() -> None:

@@ -80,8 +80,8 @@ class Attack(ABC):
     images, or some keep their labels, it is overridden and calls :meth:`stamped`.
 
     An attack that controls the training overrides :meth:`poison` to leave the data alone and :meth:`training_batch`
-    to change what each step sees (after augmentation with ``augment_first``). One with a loss, optimisers or phases of
-    its own, or whose trigger learns together with the victim, overrides :meth:`train`.
+    to change what each step sees (after augmentation with ``augment_first``); it says ``trains_unrounded``. One with a
+    loss, optimisers or phases of its own, or whose trigger learns together with the victim, overrides :meth:`train`.
 
     One that needs images from elsewhere takes a :class:`Dataset` as an option of its constructor, filled in its YAML's
     defaults list (``- /dataset@outside: tiny_imagenet``; ``dataset@attack.outside=cifar100`` is another), and reads it
@@ -99,6 +99,8 @@ class Attack(ABC):
 
     version: ClassVar[int] = 1
     augment_first: ClassVar[bool] = False
+    trains_unrounded: ClassVar[bool] = False
+    """Whether a training step shows triggered images that were not rounded to 8 bits; see :func:`.make_evaluator`."""
     taxonomy: Taxonomy
     """Of the class; an attack published with both kinds of label sets it before ``super().__init__``."""
 

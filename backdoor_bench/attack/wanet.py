@@ -89,7 +89,9 @@ class WaNet(Attack):
     and what comes in from outside is black (the reference: the mean colour). The optimiser and schedule are the data
     set's recipe; the reference's constant rate of 0.01 for the first 100 epochs is an override of it. The last epoch
     is kept. Measured besides, as the authors do: ``noise_acc``, the accuracy on noise-mode test images, whose labels
-    are the true ones. Each image brings its noise along, so it is the same for every victim.
+    are the true ones (each image brings its noise along, so it is the same for every victim), and ``float_asr``, their
+    ASR. Rounded to 8 bits, a warp of a quarter of a pixel loses part of what the network was trained to see: on GTSRB,
+    width 16, 60 epochs, ASR is 84 % of rounded and 99 % of float images.
 
     Args:
         control_points: k, the control field is k x k.
@@ -99,6 +101,7 @@ class WaNet(Attack):
     """
 
     version = 2  # 1 rotated by coordinates in bfloat16
+    trains_unrounded = True
     taxonomy = Taxonomy("dirty", "dynamic", "global", "warping", "outsourced-training")
 
     def __init__(self, control_points: int = 4, strength: float = 0.5, cross_ratio: float = 2.0, **common: Any) -> None:

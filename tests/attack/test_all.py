@@ -152,6 +152,12 @@ def test_trigger_computes_in_float32_inside_autocast(ready: Ready) -> None:
     assert torch.equal(trained, seen(ready)[0])
 
 
+def test_an_attack_says_whether_its_training_shows_unrounded_triggers(ready: Ready) -> None:
+    levels = 255 * seen(ready)[0]
+    rounded = bool(torch.isclose(levels, levels.round(), rtol=0, atol=1e-3).all())
+    assert ready.attack.trains_unrounded is not rounded
+
+
 def test_trigger_is_rebuilt_from_its_state_dict(name: str, ready: Ready) -> None:
     rebuilt = build(name).trigger((32, 32))
     rebuilt.load_state_dict(ready.trigger.state_dict())
