@@ -175,6 +175,8 @@ class Watch:
         more = summary.counts["failed"] - 2 * view.SHOWN
         if more > 0:
             progress.say(f"  and {more:,} more failed; their keys are in {summary.retry_file}")
+        with self._lock:
+            self._state.command = None  # until now it was for who finds this driver killed
         if summary.stopped is not None or summary.counts["skipped"]:
             self._advise("go on with", resume_command)
         if summary.retry_file is not None:

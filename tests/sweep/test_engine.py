@@ -274,6 +274,12 @@ def test_the_state_of_a_sweep_is_in_the_store(tmp_path: Path, capsys) -> None:
     assert "1 ok, 1 failed" in said
     assert "failed: label of raise: ValueError: no good" in said
     assert "go on with: type this" in said
+    engine.run([job("2")], tmp_path, name="whole", workers=1, make_work=Scripted, resume_command="type this")
+    capsys.readouterr()
+    assert main(["status", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "whole: ended after" in said
+    assert "go on with" not in said
 
 
 def seen(state: status.State, width: int = 80) -> list[str]:
