@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         style.check_formats(formats)
         own, defenses, of_defenses = split(options.overrides)
         composer = Composer(own, defenses, of_defenses)
+        importlib.import_module("matplotlib")  # an extra, without which minutes of work would be for nothing
 
         from backdoor_bench.analysis.study import Study  # seconds of imports that a misspelt name need not wait for
         from backdoor_bench.bench import Bench

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,17 @@ def test_refused_in_one_sentence(
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_without_matplotlib_no_work_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert command.main(["triggers", "+attack=badnet", f"store_dir={tmp_path / 'store'}"]) == 1
+    assert capsys.readouterr().err == (
+        "error: analyses need matplotlib; install it with pip install 'backdoor_bench[report]'\n"
+    )
+    assert not (tmp_path / "store").exists()
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
