@@ -82,7 +82,8 @@ def _found(plan: Plan, bench: Bench) -> Outcome | None:
     if not done or _lacks_purified(plan, bench):
         return None
     path, record = done[0]
-    progress.say(f"found in the store: run {plan.key} (force=true runs it again)")
+    logs = ", and logs it" if plan.config["logger"].get("_target_") is not None else ""
+    progress.say(f"found in the store: run {plan.key} (force=true runs it again{logs})")
     return Outcome(record, str(path), True)
 
 

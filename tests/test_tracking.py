@@ -159,6 +159,30 @@ def test_a_logger_that_fails_costs_no_run(compose, store, tmp_path, monkeypatch,
     assert "WandbRuns: this run was not logged, its record is whole: No space left" in capsys.readouterr().err
 
 
+def test_tensorboard_that_is_not_installed_is_one_line(compose, store, tmp_path, monkeypatch, capsys) -> None:
+    def fail(*_: object) -> None:
+        """As Hydra hands on what the logger's constructor raises."""
+        raise RuntimeError("Error in call to target:\nmany lines") from ModuleNotFoundError("Neither is available")
+
+    monkeypatch.setattr(tracking, "_track", fail)
+    experiment.run(compose(*RUN, "force=true", "logger=tensorboard", f"store_dir={tmp_path}"), Bench(store))
+    assert (
+        "TensorBoardLogger: this run was not logged, its record is whole: it needs tensorboard: pip install "
+        "'backdoor_bench[tensorboard]'\n"
+    ) in capsys.readouterr().err
+
+
+def test_a_run_that_is_found_is_not_logged_and_says_so(compose, tmp_path, capsys) -> None:
+    bench = Bench(Store(tmp_path))
+    done = experiment.run(compose(*RUN), bench)
+    experiment.run(compose(*RUN), bench)
+    assert "(force=true runs it again)" in capsys.readouterr().err
+    found = experiment.run(compose(*RUN, "logger=csv", f"store_dir={tmp_path}"), bench)
+    assert found.record["key"] == done.record["key"]
+    assert "(force=true runs it again, and logs it)" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
+
+
 def test_wandb_is_not_imported_where_nothing_is_logged() -> None:
     code = "import sys, backdoor_bench.experiment, backdoor_bench.sweep.runs; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from backdoor_bench import config as configuration
 from backdoor_bench import progress
 from backdoor_bench.dataset import Data
+from backdoor_bench.errors import root_cause
 from backdoor_bench.tracking import pending
 
 if TYPE_CHECKING:
@@ -33,8 +34,11 @@ def track(plan: Plan, record: Record, data: Data, victim: Victim) -> None:
     try:
         _track(plan, record, data, victim)
     except Exception as error:
-        reason = f"needs the package {error.name}" if isinstance(error, ModuleNotFoundError) else str(error)
-        name = str(plan.config["logger"]["_target_"]).rpartition(".")[2]
+        cause, name = root_cause(error), str(plan.config["logger"]["_target_"]).rpartition(".")[2]
+        reason = str(error)
+        if isinstance(cause, ModuleNotFoundError):  # TensorBoardLogger's names no package
+            extra = name.lower().removesuffix("logger")
+            reason = f"it needs {cause.name or extra}: pip install 'backdoor_bench[{extra}]'"
         progress.say(f"{name}: this run was not logged, its record is whole: {reason}")
 
 
