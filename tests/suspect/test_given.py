@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_listed_by_name_and_shape(compose, bench, file) -> 
     with pytest.raises(IncompatibleError) as caught:
         experiment.run(config, bench)
     said = str(caught.value)
-    assert "does not fit PreActResNet18; 85 of 102 tensors differ" in said
+    assert "does not fit PreActResNet18; 85 differences from its 102 tensors" in said
     assert "backbone.conv1.weight: expected (4, 3, 3, 3), came (2, 3, 3, 3)" in said
     assert "and 73 more" in said
 
