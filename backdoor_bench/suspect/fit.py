@@ -33,8 +33,9 @@ def fit(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[
     if match.differences:
         more = len(match.differences) - LISTED
         raise IncompatibleError(
-            f"{source} does not fit {title(network)}; "
-            f"{counted(len(match.differences), 'difference')} from its {match.count} tensors (python -m backdoor_bench.inspect FILE says what it fits; a network of your own class is purified in "
+            f"{source} does not fit {title(network)}; {counted(len(match.differences), 'difference')} from its "
+            f"{match.count} tensors "
+            "(python -m backdoor_bench.inspect FILE says what it fits; a network of your own class is purified in "
             "Python, by backdoor_bench.purify):\n  "
             + "\n  ".join(match.differences[:LISTED])
             + (f"\n  and {more} more" if more > 0 else "")

@@ -43,8 +43,9 @@ def test_differences_are_listed_and_nothing_is_loaded(small) -> None:
                "1.bias": torch.ones(4), "1.running_mean": torch.ones(4), "more\x07": torch.ones(2, 2)}  # fmt: skip
     with pytest.raises(IncompatibleError) as caught:
         fit(small, tensors, "x.pt")
-    assert str(caught.value).splitlines()[0].startswith("x.pt does not fit Sequential; 3 differences from its 7 tensors")
-    assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [
+    first, *others = str(caught.value).splitlines()
+    assert first.startswith("x.pt does not fit Sequential; 3 differences from its 7 tensors")
+    assert [line.strip() for line in others] == [
         "0.bias: expected (4), came (5)",
         "1.running_var: expected (4), came nothing",
         r"more\x07: expected nothing, came (2, 2)",
