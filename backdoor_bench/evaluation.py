@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from backdoor_bench.attack import Attack, Trigger, stamp
 from backdoor_bench.dataset import ImageSet
 from backdoor_bench.metric import Evaluator, OnTheFly, TriggeredSet
@@ -12,10 +14,8 @@ def triggered_set(
     test: ImageSet, attack: Attack, trigger: Trigger, num_classes: int, numerics: Numerics
 ) -> TriggeredSet:
     """The test images that are not of their attack label already, triggered and rounded to uint8."""
-    wanted = attack.attack_labels(test.labels, num_classes)
-    kept = test[wanted != test.labels]
-    images = stamp(trigger, kept.images, numerics)
-    return TriggeredSet(ImageSet(images, kept.labels), wanted[wanted != test.labels])
+    kept, wanted = _attacked(test, attack, num_classes)
+    return TriggeredSet(ImageSet(stamp(trigger, kept.images, numerics), kept.labels), wanted)
 
 
 def make_evaluator(
@@ -32,8 +32,14 @@ def make_evaluator(
     triggered = triggered_set(test, attack, trigger, classes, numerics)
     extra: dict[str, ImageSet | OnTheFly] = {}
     if attack.trains_unrounded:
-        wanted = attack.attack_labels(test.labels, classes)
-        kept = wanted != test.labels
-        extra["float_asr"] = OnTheFly(ImageSet(test[kept].images, wanted[kept]), trigger)
+        kept, wanted = _attacked(test, attack, classes)
+        extra["float_asr"] = OnTheFly(ImageSet(kept.images, wanted), trigger)
     extra |= attack.test_sets(test, trigger, classes, numerics)
     return Evaluator(test, triggered, classes, numerics, batch_size, extra)
+
+
+def _attacked(test: ImageSet, attack: Attack, num_classes: int) -> tuple[ImageSet, Tensor]:
+    """The clean test images that are not of their attack label already, and what the attacker wants of each."""
+    wanted = attack.attack_labels(test.labels, num_classes)
+    changed = wanted != test.labels
+    return test[changed], wanted[changed]

@@ -36,6 +36,13 @@ class OnTheFly:
     data: ImageSet
     paint: Callable[[Tensor], Tensor]
 
+    @property
+    def labels(self) -> Tensor:
+        return self.data.labels
+
+    def __len__(self) -> int:
+        return len(self.data)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -92,10 +99,10 @@ def predict(
     network: nn.Module, data: ImageSet | OnTheFly, numerics: Numerics, batch_size: int
 ) -> Iterable[tuple[Tensor, slice]]:
     """Predicted classes by batch, with the rows they belong to. The network must be in eval mode."""
-    data, paint = (data.data, data.paint) if isinstance(data, OnTheFly) else (data, None)
+    stored, paint = (data.data, data.paint) if isinstance(data, OnTheFly) else (data, None)
     for start in range(0, len(data), batch_size):
         rows = slice(start, start + batch_size)
-        images = numerics.images(data.images[rows])
+        images = numerics.images(stored.images[rows])
         if paint is not None:
             images = paint(images).contiguous(memory_format=numerics.memory_format)
         with numerics.autocast():
@@ -130,17 +137,16 @@ class Evaluator:
         """ACC, ASR, RA and what the attack measures besides, of a network, which is put in eval mode."""
         network.eval()
         (acc,), _ = self._accuracy(network, self.test, self.test.labels)
-        extra = {name: self._share(network, data) for name, data in self.extra.items()}
+        extra = {
+            name: self._accuracy(network, data, data.labels)[0][0] if len(data) else None
+            for name, data in self.extra.items()
+        }
         if self.triggered is None or not len(self.triggered.data):
             return Measurement(acc, extra=extra)
         wanted = self.triggered.attack_labels
         (asr, ra), predicted = self._accuracy(network, self.triggered.data, wanted, self.triggered.data.labels)
         counts = enumerate(torch.bincount(predicted).tolist())
         return Measurement(acc, asr, ra, {str(label): count for label, count in counts if count}, extra)
-
-    def _share(self, network: nn.Module, data: ImageSet | OnTheFly) -> float | None:
-        labels = data.data.labels if isinstance(data, OnTheFly) else data.labels
-        return self._accuracy(network, data, labels)[0][0] if len(labels) else None
 
     def _accuracy(self, network: nn.Module, data: ImageSet | OnTheFly, *targets: Tensor) -> tuple[list[float], Tensor]:
         """The share of each target, and the predicted classes."""
@@ -153,7 +159,7 @@ class Evaluator:
             seen.append(predicted)
             for metric, target in zip(metrics, targets, strict=True):
                 metric.update(predicted, target[rows])
-        return [_fraction(metric, len(targets[0])) for metric in metrics], torch.cat(seen)
+        return [_fraction(metric, len(data)) for metric in metrics], torch.cat(seen)
 
 
 def _fraction(metric: MulticlassAccuracy, count: int) -> float:
