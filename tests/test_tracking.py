@@ -159,17 +159,32 @@ def test_a_logger_that_fails_costs_no_run(compose, store, tmp_path, monkeypatch,
     assert "WandbRuns: this run was not logged, its record is whole: No space left" in capsys.readouterr().err
 
 
-def test_tensorboard_that_is_not_installed_is_one_line(compose, store, tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    ("logger", "cause", "said"),
+    [
+        (
+            "tensorboard",
+            ModuleNotFoundError("Neither is available"),
+            "TensorBoardLogger: {}tensorboard: pip install tensorboard",
+        ),
+        (
+            "wandb",
+            ModuleNotFoundError("No module named 'wandb'", name="wandb"),
+            "WandbRuns: {}wandb: pip install wandb",
+        ),
+    ],
+)
+def test_a_package_that_is_not_installed_is_one_line(
+    logger, cause, said, compose, store, tmp_path, monkeypatch, capsys
+) -> None:
     def fail(*_: object) -> None:
         """As Hydra hands on what the logger's constructor raises."""
-        raise RuntimeError("Error in call to target:\nmany lines") from ModuleNotFoundError("Neither is available")
+        raise RuntimeError("Error in call to target:\nmany lines") from cause
 
     monkeypatch.setattr(tracking, "_track", fail)
-    experiment.run(compose(*RUN, "force=true", "logger=tensorboard", f"store_dir={tmp_path}"), Bench(store))
-    assert (
-        "TensorBoardLogger: this run was not logged, its record is whole: it needs tensorboard: pip install "
-        "'backdoor_bench[tensorboard]'\n"
-    ) in capsys.readouterr().err
+    experiment.run(compose(*RUN, "force=true", f"logger={logger}", f"store_dir={tmp_path}"), Bench(store))
+    said = said.format("this run was not logged, its record is whole: it needs ")
+    assert f"{said}\n" in capsys.readouterr().err
 
 
 def test_a_run_that_is_found_is_not_logged_and_says_so(compose, tmp_path, capsys) -> None:

@@ -1,8 +1,9 @@
 """Which records count: of each key the latest good one, and of each draw on a victim the latest version's.
 
 A key changes with the version of a stage and when a configuration gets an option, so after an update a sweep makes its
-runs again under other keys. What a record says of itself is then the same, and a mean over both would be one over
-results that a mended method does not give any more, with a spread between versions.
+runs again under other keys. But for ``versions``, which early records lack, what a record says of itself is then the
+same, and a mean over both would be one over results that a mended method does not give any more, with a spread between
+versions.
 """
 
 from __future__ import annotations

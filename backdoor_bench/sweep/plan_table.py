@@ -33,7 +33,7 @@ def show(
     table.add_row("runs to do", f"{to_do:,}" + (f" (+{counted(plan.extra, 'training')} alone)" if plan.extra else ""))
     table.add_row("done already", f"{plan.done:,}")
     table.add_row("failed before", f"{plan.failed:,}")
-    impossible = sum(counted.total() for counted in (plan.missing, plan.absent, plan.impossible))
+    impossible = sum(reasons.total() for reasons in (plan.missing, plan.absent, plan.impossible))
     for what, count in (
         ("in other shards", plan.elsewhere), ("not asked for", plan.unasked), ("same as another", plan.same),
         ("not possible here", impossible),

@@ -37,8 +37,8 @@ def track(plan: Plan, record: Record, data: Data, victim: Victim) -> None:
         cause, name = root_cause(error), str(plan.config["logger"]["_target_"]).rpartition(".")[2]
         reason = str(error)
         if isinstance(cause, ModuleNotFoundError):  # TensorBoardLogger's names no package
-            extra = name.lower().removesuffix("logger")
-            reason = f"it needs {cause.name or extra}: pip install 'backdoor_bench[{extra}]'"
+            package = cause.name or name.lower().removesuffix("logger")
+            reason = f"it needs {package}: pip install {package}"
         progress.say(f"{name}: this run was not logged, its record is whole: {reason}")
 
 
