@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from backdoor_bench.report.frame import Records
 from backdoor_bench.store import files
+from tests.report.figures import make
 
 RECORD: dict[str, Any] = {
     "format": 1,
@@ -97,3 +99,32 @@ def write(folder: Path) -> Write:
         return path
 
     return make
+
+
+@pytest.fixture(scope="module")
+def many() -> Records:
+    """Enough runs for every figure: 3 defenses, one of them an oracle, and two of everything that is split by."""
+    rows, stages = [], []
+    for defense, assumes in (("ft", ""), ("fp", ""), ("gradprune_oracle", "trigger")):
+        for attack, kind in (("badnet", "badnet.BadNet"), ("wanet", "wanet.WaNet")):
+            options = json.dumps({"_target_": f"backdoor_bench.attack.{kind}"})
+            for n in range(6):
+                k = (0.05, 0.1)[n == 5]
+                stages.append((len(rows), "prune", {"pruned": int(100 * k), "units": 100}))
+                rows.append(
+                    {"defense": defense, "assumes": assumes, "attack": attack, "attack_options": options,
+                     "asr": 0.1 * n, "rdr": 0.12 * n, "arr": 0.01 * n, "acc": 0.9 - 0.01 * n,
+                     "clean_ratio": (0.05, 0.1)[n % 2], "poisoning_ratio": (0.1, 0.05)[n // 3],
+                     "victim": f"{attack}{n // 3}",
+                     "architecture": ("preact_resnet18", "vgg19_bn")[n % 2], "dataset": ("cifar10", "gtsrb")[n // 3],
+                     "defense_options": json.dumps({"stages": {"prune": {"k": k}}}), "repetition": n}
+                )  # fmt: skip
+    # What lines need: runs that differ from a first one in a single thing.
+    for n, change in enumerate(
+        ({}, {"poisoning_ratio": 0.05}, {"clean_ratio": 0.1}, {"k": 0.1}, {"architecture": "vgg19_bn"})
+    ):
+        k = change.pop("k", 0.05)
+        stages.append((len(rows), "prune", {"pruned": int(100 * k), "units": 100}))
+        options = json.dumps({"stages": {"prune": {"k": k}}})
+        rows.append({"defense": "fp", "attack": "sig", "victim": f"x{n}", "defense_options": options, **change})
+    return make(*rows, stages=stages)

@@ -13,7 +13,7 @@ from backdoor_bench.report import chance, frame, layout, ranking, summary
 from backdoor_bench.report.figure import pick, scatter
 from backdoor_bench.store import files
 from tests.report.conftest import Write
-from tests.report.test_figure import make
+from tests.report.figures import make
 from tests.report.test_ranking import duel, runs
 
 

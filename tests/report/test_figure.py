@@ -3,96 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.patches import PathPatch
 
 from backdoor_bench.analysis.base import ANALYSES
 from backdoor_bench.errors import ConfigError, StoreError
 from backdoor_bench.report.figure import __main__ as command
-from backdoor_bench.report.figure import bar, box, curve, option, pick, scatter, style
+from backdoor_bench.report.figure import box, pick, style
 from backdoor_bench.report.figure.draw import FIGURES, draw
-from backdoor_bench.report.frame import Records, regime, to_parquet
-from backdoor_bench.report.reading import RUN, STAGE
-
-DEFAULTS: Mapping[str, Any] = {
-    "status": "ok", "started": "2026-01-01T00:00:00Z", "source": "s", "dataset": "cifar10", "variant": "cifar10",
-    "architecture": "preact_resnet18", "width": 16, "attack": "badnet", "poisoning_ratio": 0.1, "defense": "ft",
-    "assumes": "", "clean_ratio": 0.05, "seed": 0, "repetition": 0, "preset": "default", "weak_attack": False,
-    "victim_at_chance": False, "at_chance": False, "before_acc": 0.9, "before_asr": 1.0, "acc": 0.9, "asr": 0.5,
-    "ra": 0.4, "arr": 0.0, "rdr": 0.5, "defense_seconds": 10.0,
-    "attack_options": json.dumps({"_target_": "backdoor_bench.attack.badnet.BadNet", "alpha": 0.2}),
-    "defense_options": json.dumps({"epochs": 20, "stages": {"prune": {"k": 0.05}}}),
-    "victim_options": json.dumps({"recipe": {"epochs": 10}}), "device": "cpu", "threads": 1, "precision": "32-true",
-    "victim": "v",
-}  # fmt: skip
-
-Make = Callable[..., Records]
-
-
-def make(*rows: Mapping[str, Any], stages: list[tuple[int, str, Mapping[str, Any]]] | None = None) -> Records:
-    """Records of these runs; stages as (row, name, report)."""
-    full = [
-        {**dict.fromkeys(RUN), **DEFAULTS, "key": f"k{n}", "sha256": f"s{n}", "record": f"k{n}/1", **row}
-        for n, row in enumerate(rows)
-    ]
-    runs = pd.DataFrame(full)[list(RUN)].astype(dict(RUN))
-    names = [regime(s, c) for s, c in zip(runs.spc.astype("float64"), runs.clean_ratio, strict=True)]
-    made = [
-        {**dict.fromkeys(STAGE), "key": f"k{n}", "sha256": f"s{n}", "position": at, "stage": name,
-         "report": json.dumps(report)}
-        for at, (n, name, report) in enumerate(stages or [])
-    ]  # fmt: skip
-    table = pd.DataFrame(made, columns=list(STAGE)).astype(dict(STAGE))
-    return Records(runs.assign(regime=pd.Series(names, dtype="str")), table)
-
-
-@pytest.fixture(scope="module")
-def many() -> Records:
-    """Enough runs for every figure: 3 defenses, one of them an oracle, and two of everything that is split by."""
-    rows, stages = [], []
-    for defense, assumes in (("ft", ""), ("fp", ""), ("gradprune_oracle", "trigger")):
-        for attack, kind in (("badnet", "badnet.BadNet"), ("wanet", "wanet.WaNet")):
-            options = json.dumps({"_target_": f"backdoor_bench.attack.{kind}"})
-            for n in range(6):
-                k = (0.05, 0.1)[n == 5]
-                stages.append((len(rows), "prune", {"pruned": int(100 * k), "units": 100}))
-                rows.append(
-                    {"defense": defense, "assumes": assumes, "attack": attack, "attack_options": options,
-                     "asr": 0.1 * n, "rdr": 0.12 * n, "arr": 0.01 * n, "acc": 0.9 - 0.01 * n,
-                     "clean_ratio": (0.05, 0.1)[n % 2], "poisoning_ratio": (0.1, 0.05)[n // 3],
-                     "victim": f"{attack}{n // 3}",
-                     "architecture": ("preact_resnet18", "vgg19_bn")[n % 2], "dataset": ("cifar10", "gtsrb")[n // 3],
-                     "defense_options": json.dumps({"stages": {"prune": {"k": k}}}), "repetition": n}
-                )  # fmt: skip
-    # What lines need: runs that differ from a first one in a single thing.
-    for n, change in enumerate(
-        ({}, {"poisoning_ratio": 0.05}, {"clean_ratio": 0.1}, {"k": 0.1}, {"architecture": "vgg19_bn"})
-    ):
-        k = change.pop("k", 0.05)
-        stages.append((len(rows), "prune", {"pruned": int(100 * k), "units": 100}))
-        options = json.dumps({"stages": {"prune": {"k": k}}})
-        rows.append({"defense": "fp", "attack": "sig", "victim": f"x{n}", "defense_options": options, **change})
-    return make(*rows, stages=stages)
-
-
-def footnote(figure: Figure) -> str:
-    return " ".join(figure.get_supxlabel().split())
-
-
-def lines(figure: Figure) -> dict[str, list[tuple[float, float]]]:
-    """The points of each line by colour, of the first panel."""
-    found = figure.axes[0].get_lines()
-    return {line.get_color(): [(float(x), round(float(y), 6)) for x, y in line.get_xydata()] for line in found}
-
+from backdoor_bench.report.frame import Records, to_parquet
+from tests.report.figures import footnote, make
 
 # -- looks -----------------------------------------------------------------------------------------------------------
 
@@ -247,147 +172,6 @@ def test_static_and_dynamic_come_from_the_attacks_own_class() -> None:
         {"attack_options": json.dumps({"_target_": "os.system"})},
     ).ok  # fmt: skip
     assert box.consistency(runs) == ["static", "dynamic", None]
-
-
-# -- scatter ---------------------------------------------------------------------------------------------------------
-
-
-def test_density_counts_the_cell_and_its_eight_neighbours() -> None:
-    x, y = np.array([0.5, 0.6, 1.5, 3.5, 9.0]), np.array([0.5, 0.5, 1.5, 0.5, 9.0])
-    assert scatter.density(x, y, 1.0).tolist() == [3, 3, 3, 1, 1]
-
-
-def test_better_compares_where_both_were_run() -> None:
-    rows = [
-        {"defense": "fp", "victim": "a", "asr": 0.5, "rdr": 0.5, "arr": 0.02},
-        {"defense": "fp", "victim": "b", "asr": 0.1, "rdr": 0.1, "arr": 0.02},
-        # On b alone fp is better; over all its runs it would not be.
-        {"defense": "mine", "victim": "b", "asr": 0.2, "rdr": 0.2, "arr": 0.02},
-        {"defense": "yours", "victim": "a", "asr": 0.4, "rdr": 0.5, "arr": 0.02},
-        {"defense": "oracle", "victim": "a", "asr": 0.0, "rdr": 0.0, "arr": 0.0, "assumes": "trigger"},
-        {"defense": "elsewhere", "victim": "c", "asr": 0.0, "rdr": 0.0, "arr": 0.0},
-    ]
-    assert scatter.better(make(*rows).ok, "fp") == {"yours": 1}
-
-
-def test_medians_and_their_rectangles() -> None:
-    records = make(
-        {"defense": "fp", "asr": 0.6, "rdr": 0.5, "arr": 0.02}, {"defense": "fp", "asr": 0.8, "rdr": 0.7, "arr": 0.04},
-        {"defense": "ft", "asr": 0.9, "rdr": 0.9, "arr": 0.01},
-    )  # fmt: skip
-    assert scatter.medians(records.ok).loc["fp"].tolist() == pytest.approx([0.7, 0.6, 0.03, 2])
-    figure = scatter.draw_medians(records)
-    corners = [patch.get_bbox().max.tolist() for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
-    assert corners == [pytest.approx([70, 60]), pytest.approx([90, 90])]
-    assert "Below fp in all three medians, over the victims and draws that both have: none" in footnote(figure)
-
-
-# -- lines -----------------------------------------------------------------------------------------------------------
-
-
-def test_clean_ratio_draws_means_of_what_was_swept() -> None:
-    records = make(
-        {"clean_ratio": 0.01, "asr": 0.8}, {"clean_ratio": 0.1, "asr": 0.2}, {"clean_ratio": 0.1, "asr": 0.4},
-        {"defense": "fp"}, {"clean_ratio": None, "spc": 10}, {"clean_ratio": 0.05, "poisoning_ratio": 0.01, "asr": 0.0},
-    )  # fmt: skip
-    figure = curve.draw_clean_ratio(records)
-    assert lines(figure) == {style.look("ft").color: [(1.0, 80.0), (10.0, 30.0)]}
-    assert "3 runs" in footnote(figure)
-    assert "1 at samples per class not shown" in footnote(figure)
-    assert "2 at a single one of the clean ratios not shown" in footnote(figure)
-
-
-@pytest.mark.parametrize(("first", "second", "axis"), [(0.995, 1.0, (95.25, 100.25)), (0.8, 0.81, (78, 83))])
-def test_a_few_images_do_not_fill_the_axis_of_accuracy(first: float, second: float, axis: tuple[float, float]) -> None:
-    records = make({"clean_ratio": 0.01, "acc": first}, {"clean_ratio": 0.1, "acc": second})
-    assert curve.draw_clean_ratio(records).axes[1].get_ylim() == pytest.approx(axis, abs=0.01)
-    far = make({"clean_ratio": 0.01, "acc": 0.2}, {"clean_ratio": 0.1, "acc": 0.9})
-    assert np.ptp(curve.draw_clean_ratio(far).axes[1].get_ylim()) < 80
-
-
-def test_poisoning_ratio_has_the_victims_too_and_weak_ones() -> None:
-    records = make(
-        {"poisoning_ratio": 0.01, "victim": "a", "before_asr": 0.3, "asr": 0.1, "weak_attack": True},
-        {"poisoning_ratio": 0.1, "victim": "b", "before_asr": 0.9, "asr": 0.2},
-    )  # fmt: skip
-    assert lines(curve.draw_poisoning_ratio(records)) == {
-        style.look("ft").color: [(1.0, 10.0), (10.0, 20.0)], style.GREY: [(1.0, 30.0), (10.0, 90.0)],
-    }  # fmt: skip
-
-
-def test_sensitivity_reads_the_option_from_the_records() -> None:
-    def options(k: float) -> str:
-        return json.dumps({"stages": {"prune": {"k": k}}})
-
-    records = make(
-        {"defense_options": options(0.01), "asr": 0.7}, {"defense_options": options(0.1), "asr": 0.3},
-        {"defense_options": options(0.1), "attack": "blended"},
-    )  # fmt: skip
-    figure = curve.draw_sensitivity(records, "defense.stages.prune.k")
-    assert lines(figure) == {style.look("badnet").color: [(0.01, 70.0), (0.1, 30.0)]}
-    assert "1 run at a single value not shown" in footnote(figure)
-    with pytest.raises(ConfigError, match=r"Did you mean defense\.stages\.prune\.k"):
-        curve.draw_sensitivity(records, "defense.stages.prune.kk")
-    with pytest.raises(ConfigError, match=r"recipe\.epochs is 10 in these runs"):
-        curve.draw_sensitivity(records, "recipe.epochs")
-
-
-def test_words_are_not_joined_by_a_line() -> None:
-    records = make(*({"defense_options": json.dumps({"norm": norm})} for norm in ("global", "per_tensor")))
-    figure = curve.draw_sensitivity(records, "defense.norm")
-    assert figure.axes[0].get_lines()[0].get_linestyle() == "None"
-    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["global", "per_tensor"]
-
-
-def test_options_by_name() -> None:
-    runs = make({"defense_options": json.dumps({"stages": {"a": {"list": [1, 2]}}})}, {"defense_options": None}).ok
-    assert option.values(runs, "defense.stages.a.list").tolist() == ["[1, 2]", None]
-    assert option.values(runs, "attack.alpha").tolist() == [0.2, 0.2]
-    assert option.values(runs, "recipe.epochs").tolist() == [10, 10]
-    assert option.values(runs, "attack.poisoning_ratio").tolist() == [0.1, 0.1]
-    other = make({}, {"defense_options": json.dumps({"epochs": 5, "stages": {"prune": {"k": 0.05}}})}).ok
-    assert option.rest(other, "defense.epochs").nunique() == 1
-    assert option.rest(other, "defense.stages.prune.k").nunique() == 2
-
-
-def test_budget_is_the_share_that_the_stages_report() -> None:
-    reports = [{"pruned": 5, "entries": 50}, {"zeroed": 30, "weights": 60, "neurons": 7}, {"loss": 1.0}]
-    shares = curve.shares(make({}, {}, {}, stages=[(n, "s", report) for n, report in enumerate(reports)]).stages)
-    assert shares.to_numpy().tolist() == [["k0", 0.1, "entries", "s"], ["k1", 0.5, "weights", "s"]]
-
-    def options(k: int, lr: float = 0.1) -> str:
-        return json.dumps({"stages": {"mask": {"k": k}, "finetune": {"lr": lr}}})
-
-    rows = [{"asr": 0.9 - 0.4 * n, "defense_options": options(n)} for n in range(2)]
-    stages = [(n, "mask", {"pruned": 10 + 10 * n, "entries": 100}) for n in range(2)]
-    figure = curve.draw_budget(make(*rows, stages=stages))
-    assert lines(figure) == {style.look("ft").color: [(10.0, 90.0), (20.0, 50.0)]}
-    with pytest.raises(ConfigError, match="no defense was run with several pruning budgets"):
-        curve.draw_budget(make({}, stages=[(0, "mask", {"pruned": 1, "entries": 2})]))
-    # Another rate of the fine-tuning after it is no other budget, though the share differs by chance.
-    rows = [{"defense_options": options(0, lr)} for lr in (0.1, 0.2)]
-    with pytest.raises(ConfigError, match="no defense was run with several pruning budgets"):
-        curve.draw_budget(make(*rows, stages=stages))
-
-
-# -- bars ------------------------------------------------------------------------------------------------------------
-
-
-def test_architectures_side_by_side() -> None:
-    records = make(
-        {"asr": 0.2}, {"asr": 0.4}, {"architecture": "vgg19_bn", "asr": 0.9}, {"asr": 0.0, "poisoning_ratio": 0.01}
-    )
-    heights = [patch.get_height() for patch in bar.draw_architecture(records).axes[0].patches]
-    assert heights == pytest.approx([30, 90])
-    with pytest.raises(ConfigError, match="differ in nothing else, and these have preact_resnet18"):
-        bar.draw_architecture(make({}))
-
-
-def test_time_is_never_pooled_over_machines() -> None:
-    records = make({"defense_seconds": 10}, {"defense_seconds": 30}, {"device": "cuda", "defense_seconds": 1})
-    figure = bar.draw_time(records)
-    assert [panel.get_title() for panel in figure.axes] == ["cpu", "cuda"]
-    assert [panel.patches[0].get_width() for panel in figure.axes] == [20, 1]
 
 
 # -- all of them -----------------------------------------------------------------------------------------------------
