@@ -97,17 +97,18 @@ def explain(error: Exception) -> str:
     return reason
 
 
-def _check_store(ready: Sequence[str], conf: Path) -> None:
-    """Refuse a multirun whose folder cannot be made; of a sweep by name, the engine says so.
+def _check_multirun(ready: Sequence[str], conf: Path) -> None:
+    """Refuse a multirun with a misspelt option or a folder that cannot be made; of a sweep, the engine says so.
 
     Raises:
+        ConfigError: a misspelt option in the first job, for which Hydra would refuse all of them.
         UnwritableError: nothing can be written there.
     """
     flags = {argument for argument in ready if argument.startswith("-")}
     if not flags or not flags <= {"-m", "--multirun"}:
         return
     place = [argument for argument in ready if argument.lstrip("+").startswith("store_dir=")]
-    config = overrides.compose_run(place, conf)
+    config = overrides.compose_run(overrides.first_job(ready) or place, conf)
     if config is not None:
         Store(config.store_dir).check_writable()
 
@@ -130,15 +131,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config is not None:  # the common case: Hydra's own main would compose it again, and make a folder for its output
         single(config)
         return int(_outcomes[-1]["status"] != "ok")
+    try:
+        _check_multirun(ready, conf)
+    except BenchError as error:
+        explain(error)
+        return 1
     if not any(argument.startswith("hydra.searchpath=") for argument in ready):
         # Beside the other overrides: argparse takes them in one group only.
         first = next((n for n, argument in enumerate(ready) if "=" in argument and not argument.startswith("-")), 0)
         ready.insert(first, f"hydra.searchpath=[file://{sweeps}]")
-    try:
-        _check_store(ready, conf)
-    except BenchError as error:
-        explain(error)
-        return 1
     command = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)
     before, sys.argv = sys.argv, [sys.argv[0], *ready]
     sweeper.outcomes.clear()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -78,30 +78,50 @@ def is_plain(arguments: Sequence[str]) -> bool:
     return not any(argument.lstrip("+~").startswith(foreign) or "${hydra:" in argument for argument in arguments)
 
 
+def first_job(arguments: Sequence[str]) -> list[str]:
+    """The options of a multirun's first job: of each sweep its first value; [] where only Hydra can list them."""
+    given = [argument for argument in arguments if not argument.startswith("-")]
+    if not is_plain(given):
+        return []
+    try:
+        parsed = OverridesParser.create().parse_overrides(given)
+        return [
+            f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+            if override.is_sweep_override() else argument for argument, override in zip(given, parsed, strict=True)
+        ]  # fmt: skip
+    except (HydraException, StopIteration):
+        return []
+
+
 def compose_run(arguments: Sequence[str], conf: Path) -> DictConfig | None:
     """The configuration of one run, from plain arguments; None where Hydra itself is to say what is wrong with them.
 
     Raises:
         ConfigError: a misspelt option, which Hydra would advise to add under that name.
     """
+    misspelt: list[str] = []
     with initialize_config_dir(str(conf), version_base="1.3"):
-        try:
-            return compose("config", list(arguments))
-        except ConfigCompositionException as error:
-            found = re.match(r"Could not override '([\w.]+)'", str(error))
-        except HydraException:
-            found = None
-        if found is None:
-            return None
-        node = compose("config", [argument for argument in arguments if not argument.startswith(f"{found[1]}=")])
+        while True:
+            try:
+                node = compose("config", [a for a in arguments if a.partition("=")[0] not in misspelt])
+                break
+            except ConfigCompositionException as error:
+                found = re.match(r"Could not override '([\w.]+)'", str(error))
+            except HydraException:
+                found = None
+            if found is None or found[1] in misspelt:
+                return None
+            misspelt.append(found[1])
+    if not misspelt:
+        return node
     path: list[str] = []
-    for part in found[1].split("."):
+    for part in misspelt[0].split("."):
         where = ".".join(path)
         if not isinstance(node, DictConfig):
-            raise ConfigError(f"{found[1]}: {where} is one value, {node}, without options of its own")
+            raise ConfigError(f"{misspelt[0]}: {where} is one value, {node}, without options of its own")
         if part not in node:
             if part in ("attack", "defense") and not path:
-                raise ConfigError(f"{found[1]}: no {part} is chosen; add +{part}=NAME")
+                raise ConfigError(f"{misspelt[0]}: no {part} is chosen; add +{part}=NAME")
             raise unknown(f"option of {where}" if where else "option", part, map(str, node))
         node = node[part]
         path.append(part)
@@ -229,7 +249,9 @@ def _check_factors(overrides: Sequence[Override], folders: Sequence[Path]) -> No
 
 
 def _choices(override: Override) -> list[str]:
-    """The values of a choice or of a sweep over choices, as text."""
+    """The values of a choice or of a sweep over choices, as text; none of a pattern, which fits what is there."""
+    if isinstance(override.value(), Glob):
+        return []
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
     return [re.sub(r"\\(.)", r"\1", str(value).split("=")[-1].strip("'\"")) for value in values]
 

@@ -136,6 +136,13 @@ def test_a_misspelt_name_ends_a_process_at_once(folder) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_misspelt_option_ends_a_multirun_before_its_first_job(run, folder) -> None:
+    done = run("-m", "+attack=badnet,blended", "recipe.epoch=1", "store_dir=untouched")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown option of recipe 'epoch'. Did you mean epochs")
+    assert not (folder / "untouched").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

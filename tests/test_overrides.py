@@ -9,7 +9,7 @@ import pytest
 
 from backdoor_bench import config
 from backdoor_bench.errors import ConfigError
-from backdoor_bench.overrides import compose_run, is_plain, prepare
+from backdoor_bench.overrides import compose_run, first_job, is_plain, prepare
 
 CONF = config.directory()
 
@@ -133,11 +133,32 @@ def test_the_plus_of_an_optional_group_may_be_left_out(group: str) -> None:
         (["recipe.epochs.most=3"], "recipe.epochs is one value, 15, without options of its own"),
         (["sede=3"], "unknown option 'sede'. Did you mean seed"),
         (["+attack=badnet", "defense.epochs=3"], "defense.epochs: no defense is chosen; add +defense=NAME"),
+        (["recipe.epoch=3", "sede=3"], "option of recipe 'epoch'. Did you mean epochs"),
     ],
 )
 def test_a_misspelt_option_is_refused_with_close_matches(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         compose_run(arguments, CONF)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first"),
+    [
+        (["-m", "+attack=badnet,blended", "seed=2", "spc=2,10"], ["+attack=badnet", "seed=2", "spc=2"]),
+        (["-m", "attack.alpha=choice(0.2)", "seed=range(3,5)"], ["attack.alpha=0.2", "seed=3"]),
+        (["-m", "stage@defense.stages.prune=prune,skip"], ["stage@defense.stages.prune=prune"]),
+        (["-m", "mean=[1,2],[3,4]", "store_dir='a b','c'"], ["mean=[1,2]", "store_dir='a b'"]),
+        (["-m", "+attack=glob(b*)"], []),
+        (["-m", "recipe.optimizer.lr=interval(0,1)"], []),
+        (["-m", "seed=1,2", "hydra/launcher=ray_pool"], []),
+    ],
+)
+def test_the_first_job_of_a_multirun(arguments: list[str], first: list[str]) -> None:
+    assert first_job(arguments) == first
+
+
+def test_a_pattern_of_names_is_left_to_hydra() -> None:
+    assert ready("-m", "+attack=glob(b*)") == ["-m", "+attack=glob(b*)"]
 
 
 def test_options_that_exist_are_composed_and_no_folder_is_made(tmp_path: Path) -> None:
