@@ -79,12 +79,12 @@ def models() -> list[str]:
 
 
 def least_lengths() -> dict[str, int]:
-    """1, or what LONGER says, for every length that a stage or defense publishes as a whole number; 2 for images.
+    """1, or what LONGER says, for every length that a method publishes as a whole number; 2 for images.
 
     Batch sizes are no lengths, and a count that is published as null has no least value but 1.
     """
     found: dict[str, int] = {}
-    for group in ("stage", "defense"):
+    for group in ("attack", "stage", "defense"):
         for leaf in leaves(group):
             text = (configuration.directory() / group / f"{leaf}.yaml").read_text()
             found |= {name: 2 if name.endswith("images") else 1 for name, _ in LENGTH.findall(text)}
