@@ -17,9 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from backdoor_bench import composing, overrides, progress
 from backdoor_bench import config as configuration
-from backdoor_bench import overrides, progress
-from backdoor_bench.errors import BenchError
+from backdoor_bench.errors import BenchError, ConfigError
 from backdoor_bench.store import Store
 from backdoor_bench.sweep import launcher, sweeper
 
@@ -38,6 +38,8 @@ def _bench(store_dir: Path) -> Any:
 def job(config: DictConfig) -> None:
     """One job of Hydra's, of which there are many or one."""
     hydra_config = HydraConfig.get()
+    if hydra_config.job.chdir:
+        os.chdir(hydra_config.runtime.cwd)  # where the command was typed: its paths are relative to that
     if hydra_config.mode != RunMode.MULTIRUN:
         single(config)
         return
@@ -97,19 +99,20 @@ def explain(error: Exception) -> str:
     return reason
 
 
-def _check_multirun(ready: Sequence[str], conf: Path) -> None:
-    """Refuse a multirun with a misspelt option or a folder that cannot be made; of a sweep, the engine says so.
+def _check_options(ready: Sequence[str], conf: Path, sweeps: Path) -> None:
+    """Refuse a misspelt option, which Hydra would advise to add, and a multirun whose folder cannot be made.
 
     Raises:
-        ConfigError: a misspelt option in the first job, for which Hydra would refuse all of them.
-        UnwritableError: nothing can be written there.
+        ConfigError: a misspelt option, in the first job or in what all have.
+        UnwritableError: nothing can be written there; of a sweep, the engine says so.
     """
+    options = composing.shared(ready, sweeps)
     flags = {argument for argument in ready if argument.startswith("-")}
-    if not flags or not flags <= {"-m", "--multirun"}:
-        return
-    place = [argument for argument in ready if argument.lstrip("+").startswith("store_dir=")]
-    config = overrides.compose_run(overrides.first_job(ready) or place, conf)
-    if config is not None:
+    multirun = bool(flags) and flags <= {"-m", "--multirun"}
+    if multirun and not options:
+        options = [argument for argument in ready if argument.lstrip("+").startswith("store_dir=")]
+    config = composing.compose_run(options, conf) if options or multirun else None
+    if config is not None and multirun:
         Store(config.store_dir).check_writable()
 
 
@@ -120,11 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _outcomes.clear()
     _constants.clear()
-    _constants.update(given)
+    _constants.update(given, (argument.replace("=null", f"={overrides.ESCAPED_NULL}") for argument in given))
     conf, sweeps = configuration.directory(), configuration.directory("multirun_sweeps")
     try:
         ready = overrides.prepare(given, conf, sweeps)
-        config = overrides.compose_run(ready, conf) if overrides.is_plain(ready) else None
+        config = composing.compose_run(ready, conf) if composing.is_plain(ready) else None
     except BenchError as error:
         explain(error)
         return 1
@@ -132,22 +135,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         single(config)
         return int(_outcomes[-1]["status"] != "ok")
     try:
-        _check_multirun(ready, conf)
+        _check_options(ready, conf, sweeps)
     except BenchError as error:
         explain(error)
         return 1
     if not any(argument.startswith("hydra.searchpath=") for argument in ready):
-        # Beside the other overrides: argparse takes them in one group only.
-        first = next((n for n, argument in enumerate(ready) if "=" in argument and not argument.startswith("-")), 0)
-        ready.insert(first, f"hydra.searchpath=[file://{sweeps}]")
+        ready.insert(0, f"hydra.searchpath=[file://{sweeps}]")
     command = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)
-    before, sys.argv = sys.argv, [sys.argv[0], *ready]
+    before, sys.argv = sys.argv, [sys.argv[0], *overrides.flags_last(ready)]
     sweeper.outcomes.clear()
     sweeper.typed[:] = given
     launcher.outcomes.clear()
     launcher.statuses.clear()
     try:
         command()
+    except ValueError as error:  # flags that exclude each other, refused before Hydra's own handler is there
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        explain(ConfigError(str(error)))
+        return 1
     finally:
         sys.argv = before
     _outcomes.extend(launcher.outcomes)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
-from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from backdoor_bench import timm_source
 from backdoor_bench.errors import ConfigError, unknown
@@ -20,8 +20,14 @@ FACTORS = ("width", "blocks")
 """Options that only networks of our own have."""
 OPTIONAL = ("attack", "defense", "sweep")
 """Groups that a run may do without: Hydra wants a plus before their choice."""
+NULL, ESCAPED_NULL = "${oc.decode:null}", r"$\{oc.decode\:null\}"
+"""A null that Hydra's ``choice(...)`` takes; and as its jobs then have it."""
 NAMED = (*OPTIONAL, "dataset", "model", "preset", "logger")
 """Groups whose names a person knows by heart and may type alone."""
+PLACED = {"stage": "stage@defense.stages.prune", "schedule": "schedule@recipe.scheduler"}
+"""Groups that are chosen for a place of the configuration, with such a place."""
+FOREIGN = ("--config", "-cn", "-cp", "-cd", "hydra.searchpath=")
+"""What brings configurations that are not ours, and may need or read options that ours do not."""
 VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
           "--info", "-i", "--experimental-rerun", "--shell-completion")  # fmt: skip
 """Hydra's flags with a value behind them."""
@@ -33,15 +39,19 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
     ``places`` are the folders of configuration groups. Group choices that do not exist and misspelt groups are refused
     with close matches, words that are no ``NAME=VALUE`` with what to type. In a multirun, a constant under a swept
     group (``-m +attack=a,b attack.target_label=1``) becomes ``choice(...)``: Hydra applies constants before the swept
-    groups exist, and would refuse it. In a sweep by name, attack and defense are such groups, and
+    groups exist, and would refuse it. In a sweep by name, attack, defense, dataset and model are such groups, and
     ``sweep.only.AXIS=VALUES`` becomes an entry of one mapping, for an axis may have dots of its own. ``attack=NAME`` is
-    taken as ``+attack=NAME``.
+    taken as ``+attack=NAME``, and ``+dataset=NAME`` as ``dataset=NAME``.
 
     Raises:
         ConfigError: an unknown name.
     """
     plain = tuple(f"{group}=" for group in OPTIONAL)  # not the word alone, as in `--cfg job -p defense`
     arguments = [f"+{argument}" if argument.startswith(plain) else argument for argument in arguments]
+    own = not any(argument.startswith(FOREIGN) for argument in arguments)
+    if own:
+        always = tuple(f"+{group}=" for group in _always(places[0]) if (places[0] / group).is_dir())
+        arguments = [argument.removeprefix("+") if argument.startswith(always) else argument for argument in arguments]
     flags = [argument for argument in arguments if argument.startswith("-") and "=" not in argument]
     grid = any(argument.startswith(("+sweep=", "hydra/sweeper=grid")) for argument in arguments)
     multirun = grid or "-m" in flags or "--multirun" in flags
@@ -62,70 +72,19 @@ def prepare(arguments: Sequence[str], *places: Path) -> list[str]:
     overrides = [override for override in parsed if override is not None]
     for override in overrides:
         _check(override, folders, grid)
+        if own:
+            _check_root(override, places[0], arguments)
     _check_factors(overrides, folders)
+    _check_once(overrides)
+    if multirun and not any(argument.startswith("hydra/sweeper=") for argument in arguments):
+        _check_ends(overrides)
     swept = {_root(override) for override in overrides if override.is_sweep_override() and _is_group(override, folders)}
     if grid:
-        swept |= {"attack", "defense"}
+        swept |= {"attack", "defense", "dataset", "model"}
     return [
         _as_sweep(argument, override) if override is not None and multirun and _depends(override, swept, grid) else
         argument for argument, override in zip(arguments, parsed, strict=True)
     ]  # fmt: skip
-
-
-def is_plain(arguments: Sequence[str]) -> bool:
-    """Whether prepared arguments say nothing but one run's options: no flag, no sweep, nothing of Hydra's own."""
-    foreign = ("-", "sweep=", "hydra")
-    return not any(argument.lstrip("+~").startswith(foreign) or "${hydra:" in argument for argument in arguments)
-
-
-def first_job(arguments: Sequence[str]) -> list[str]:
-    """The options of a multirun's first job: of each sweep its first value; [] where only Hydra can list them."""
-    given = [argument for argument in arguments if not argument.startswith("-")]
-    if not is_plain(given):
-        return []
-    try:
-        parsed = OverridesParser.create().parse_overrides(given)
-        return [
-            f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-            if override.is_sweep_override() else argument for argument, override in zip(given, parsed, strict=True)
-        ]  # fmt: skip
-    except (HydraException, StopIteration):
-        return []
-
-
-def compose_run(arguments: Sequence[str], conf: Path) -> DictConfig | None:
-    """The configuration of one run, from plain arguments; None where Hydra itself is to say what is wrong with them.
-
-    Raises:
-        ConfigError: a misspelt option, which Hydra would advise to add under that name.
-    """
-    misspelt: list[str] = []
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        while True:
-            try:
-                node = compose("config", [a for a in arguments if a.partition("=")[0] not in misspelt])
-                break
-            except ConfigCompositionException as error:
-                found = re.match(r"Could not override '([\w.]+)'", str(error))
-            except HydraException:
-                found = None
-            if found is None or found[1] in misspelt:
-                return None
-            misspelt.append(found[1])
-    if not misspelt:
-        return node
-    path: list[str] = []
-    for part in misspelt[0].split("."):
-        where = ".".join(path)
-        if not isinstance(node, DictConfig):
-            raise ConfigError(f"{misspelt[0]}: {where} is one value, {node}, without options of its own")
-        if part not in node:
-            if part in ("attack", "defense") and not path:
-                raise ConfigError(f"{misspelt[0]}: no {part} is chosen; add +{part}=NAME")
-            raise unknown(f"option of {where}" if where else "option", part, map(str, node))
-        node = node[part]
-        path.append(part)
-    return None
 
 
 def _with_options(arguments: Sequence[str], grid: bool) -> list[str]:
@@ -173,6 +132,13 @@ def _check_words(arguments: Sequence[str], folders: Sequence[Path]) -> None:
             raise ConfigError(f"{word}: expected NAME=VALUE{_advice(before, name, groups)}")
 
 
+def flags_last(arguments: Sequence[str]) -> list[str]:
+    """Options, then flags with what stands behind them: Hydra's parser takes options in one place only."""
+    pairs = list(zip(["", *arguments], arguments, strict=False))
+    flags = [word for before, word in pairs if word.startswith("-") or _has_value(before)]
+    return [word for before, word in pairs if not word.startswith("-") and not _has_value(before)] + flags
+
+
 def _has_value(word: str) -> bool:
     """Whether a word is a flag of Hydra's, shortened or not, with a value behind it."""
     return word in VALUED or (word.startswith("--") and any(flag.startswith(word) for flag in VALUED))
@@ -205,35 +171,81 @@ def _depends(override: Override, swept: set[str], grid: bool) -> bool:
     if override.is_sweep_override() or override.is_delete():
         return False
     package = override.package or override.key_or_group
-    return ("." in package or grid) and package.split(".")[0] in swept
+    return ("." in package or (grid and package in ("attack", "defense"))) and package.split(".")[0] in swept
 
 
 def _as_sweep(argument: str, override: Override) -> str:
     name, _, value = argument.partition("=")
+    if override.value() is None:
+        value = "none" if override.key_or_group in ("attack", "defense") else NULL
     return f"{name}=choice({value})"
 
 
 def _check(override: Override, folders: Sequence[Path], grid: bool = False) -> None:
-    group, root = override.key_or_group, _root(override)
-    if root == "hydra":
+    group, value = override.key_or_group, override.value()
+    if _root(override) == "hydra" or override.is_delete():
         return  # Hydra's own groups, of which most options lie elsewhere
-    groups = {folder.name for base in folders for folder in base.iterdir() if folder.is_dir()} - {"hydra"}
     if not _is_group(override, folders):
-        if override.is_add() and "." not in group and not override.is_delete():
-            close = difflib.get_close_matches(root, groups, n=1)
-            if close:
-                raise unknown("group", root, groups)
+        if isinstance(value, Glob):
+            raise ConfigError(f"{override.input_line}: a pattern is for names of a group, as in +attack=glob(b*)")
         return
     known = _names(group, folders)
+    if group in PLACED and override.package is None:
+        place = PLACED[group]
+        raise ConfigError(f"{override.input_line}: a {group} is chosen for its place, as in {place}={min(known)}")
+    if isinstance(value, Glob) and not value.filter(sorted(known)):
+        raise unknown(group, ", ".join(value.include), known)
     for name in _choices(override):
         if group == timm_source.GROUP and name.startswith(timm_source.PREFIX):
             from backdoor_bench.model.timm import require  # seconds, which the run itself would take
 
             require(name)
-        elif grid and group in ("attack", "defense") and name == "none":
-            continue
-        elif name not in known and name not in ("null", "None", "") and "${" not in name:
+        elif group in ("attack", "defense") and name in ("none", "null", "None"):
+            if not grid:
+                raise ConfigError(
+                    f"{group}={name}: a run without {group} leaves it out; beside others, hydra/sweeper=grid takes none"
+                )
+        elif name not in known and "${" not in name:
             raise unknown(group.split("/")[-1], name, known)
+
+
+def _check_root(override: Override, conf: Path, arguments: Sequence[str]) -> None:
+    """Refuse to take away what every run has, and to add what nothing reads; Hydra would do both and say nothing."""
+    name, root, always = override.key_or_group, _root(override), _always(conf)
+    if override.is_delete() and override.package is None and name in always:
+        raise ConfigError(f"{override.input_line}: every run needs {name}; choose another, {name}=VALUE")
+    groups = {folder.name for folder in conf.iterdir() if folder.is_dir()} | {"sweep"}
+    new = override.is_add() or override.is_force_add()
+    if new and root not in {*always, *groups} and not any(f"${{{root}" in argument for argument in arguments):
+        close = difflib.get_close_matches(root, {*always, *groups}, n=1)
+        kind, known = ("group", groups - {"hydra"}) if close and close[0] in groups else ("option", always)
+        raise unknown(kind, root, known)
+
+
+@cache
+def _always(conf: Path) -> frozenset[str]:
+    """The options and groups that every run has."""
+    root = OmegaConf.load(conf / "config.yaml")
+    chosen = [group for default in root.defaults if not isinstance(default, str) for group in default]
+    return frozenset(name for name in map(str, [*root, *chosen]) if name.isidentifier()) - {"defaults", "hydra"}
+
+
+def _check_once(overrides: Sequence[Override]) -> None:
+    for group in OPTIONAL:
+        given = [o for o in overrides if o.key_or_group == group and o.package is None and not o.is_delete()]
+        if len(given) > 1:
+            each = ",".join(name for override in given for name in _choices(override))
+            lines = " and ".join(str(override.input_line) for override in given)
+            advice = "one command does one sweep" if group == "sweep" else f"for a run with each: -m +{group}={each}"
+            raise ConfigError(f"{lines}: {group} is chosen more than once; {advice}")
+
+
+def _check_ends(overrides: Sequence[Override]) -> None:
+    """Refuse values without end, of which Hydra's own sweeper makes a stack trace."""
+    for override in overrides:
+        if override.is_interval_sweep():
+            name = override.get_key_element()
+            raise ConfigError(f"{override.input_line}: that has no end; expected values, e.g. {name}=0.1,0.2")
 
 
 def _check_factors(overrides: Sequence[Override], folders: Sequence[Path]) -> None:

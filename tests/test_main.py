@@ -149,6 +149,12 @@ def test_a_misspelt_option_ends_a_multirun_before_its_first_job(run, folder) -> 
         (["+attack=badnet", "attack.target_label=12"], "attack.target_label=12: the data set has classes 0 to 9"),
         (["+attack=badnet", "+defense=ft", "spc=2", "clean_ratio=0.1"], "both spc=2 and clean_ratio=0.1 are given"),
         (["dataset=cifar10", "data_dir=nowhere"], "nowhere"),
+        (["--cfg", "job", "recipe.epoch=1"], "unknown option of recipe 'epoch'. Did you mean epochs"),
+        (["hydra.verbose=true", "recipe.epoch=1"], "unknown option of recipe 'epoch'. Did you mean epochs"),
+        (["+sweep=smoke", "recip.epochs=1"], "unknown option 'recip'. Did you mean recipe"),
+        (["-m", "+attack=badnet", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
+        (["--resolve"], "--resolve"),
+        (["--experimental-rerun", "none"], "File none does not exist"),
     ],
 )
 def test_bad_input_is_one_message_without_a_stack_trace(run, arguments, message) -> None:
@@ -157,6 +163,14 @@ def test_bad_input_is_one_message_without_a_stack_trace(run, arguments, message)
     assert message in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("many", [[], ["-m"]])
+def test_paths_are_those_where_the_command_was_typed_also_with_chdir(run, folder, many) -> None:
+    before = set(folder.rglob("runs"))
+    done = run("+attack=badnet", "store_dir=./elsewhere", "hydra.job.chdir=true", *many, *TINY)
+    assert done.returncode == 0, done.stderr
+    assert set(folder.rglob("runs")) - before <= {folder / "elsewhere" / "runs"}
 
 
 def test_one_run_is_composed_once_and_a_refused_one_makes_no_folder(tmp_path, monkeypatch, run) -> None:

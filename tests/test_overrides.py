@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from backdoor_bench import config
+from backdoor_bench.composing import compose_run
 from backdoor_bench.errors import ConfigError
-from backdoor_bench.overrides import compose_run, first_job, is_plain, prepare
+from backdoor_bench.overrides import ESCAPED_NULL, flags_last, prepare
 
-CONF = config.directory()
+CONF, SWEEPS = config.directory(), config.directory("multirun_sweeps")
 
 
 def ready(*arguments: str) -> list[str]:
@@ -122,51 +121,8 @@ def test_the_plus_of_an_optional_group_may_be_left_out(group: str) -> None:
     assert prepare([group], CONF, config.directory("multirun_sweeps"))[0] == f"+{group}"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["+attack=badnet", "attack.poisoning_rate=0.1"],
-            "option of attack 'poisoning_rate'. Did you mean poisoning_ratio",
-        ),
-        (["recipe.epoch=3"], "option of recipe 'epoch'. Did you mean epochs"),
-        (["recipe.epochs.most=3"], "recipe.epochs is one value, 15, without options of its own"),
-        (["sede=3"], "unknown option 'sede'. Did you mean seed"),
-        (["+attack=badnet", "defense.epochs=3"], "defense.epochs: no defense is chosen; add +defense=NAME"),
-        (["recipe.epoch=3", "sede=3"], "option of recipe 'epoch'. Did you mean epochs"),
-    ],
-)
-def test_a_misspelt_option_is_refused_with_close_matches(arguments: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        compose_run(arguments, CONF)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "first"),
-    [
-        (["-m", "+attack=badnet,blended", "seed=2", "spc=2,10"], ["+attack=badnet", "seed=2", "spc=2"]),
-        (["-m", "attack.alpha=choice(0.2)", "seed=range(3,5)"], ["attack.alpha=0.2", "seed=3"]),
-        (["-m", "stage@defense.stages.prune=prune,skip"], ["stage@defense.stages.prune=prune"]),
-        (["-m", "mean=[1,2],[3,4]", "store_dir='a b','c'"], ["mean=[1,2]", "store_dir='a b'"]),
-        (["-m", "+attack=glob(b*)"], []),
-        (["-m", "recipe.optimizer.lr=interval(0,1)"], []),
-        (["-m", "seed=1,2", "hydra/launcher=ray_pool"], []),
-    ],
-)
-def test_the_first_job_of_a_multirun(arguments: list[str], first: list[str]) -> None:
-    assert first_job(arguments) == first
-
-
 def test_a_pattern_of_names_is_left_to_hydra() -> None:
     assert ready("-m", "+attack=glob(b*)") == ["-m", "+attack=glob(b*)"]
-
-
-def test_options_that_exist_are_composed_and_no_folder_is_made(tmp_path: Path) -> None:
-    given = ["+attack=badnet", "attack.poisoning_ratio=0.1", "+recipe.lengths.mine=3"]
-    found = compose_run([*given, f"store_dir={tmp_path}/store"], CONF)
-    assert found is not None
-    assert (found.attack.poisoning_ratio, found.recipe.lengths.mine) == (0.1, 3)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("value", ["/tmp/Größe", "/tmp/Größe b", "/tmp/a;b"])
@@ -186,29 +142,86 @@ def test_what_quotes_would_not_mend_is_left_to_hydra(wrong: str) -> None:
     assert ready(wrong) == [wrong]
 
 
-@pytest.mark.parametrize("wrong", ["seed", "+defense=[", "seed=${", "~seed.x"])
-def test_what_hydra_explains_better_is_left_to_it(wrong: str) -> None:
-    assert compose_run([wrong], CONF) is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "plain"),
-    [
-        (["+attack=badnet", "seed=1", "~logger"], True),
-        ([], True),
-        (["-m", "+attack=badnet,blended"], False),
-        (["--cfg", "job"], False),
-        (["+sweep=smoke"], False),
-        (["hydra/sweeper=grid"], False),
-        (["+hydra.verbose=true"], False),
-        (["data_dir=${hydra:runtime.cwd}/data"], False),
-    ],
-)
-def test_what_only_one_runs_options_are(arguments: list[str], plain: bool) -> None:
-    assert is_plain(arguments) is plain
-
-
 def test_a_group_named_to_a_flag_gets_no_plus() -> None:
     """``--cfg job -p defense`` prints that part."""
     typed = ["attack=badnet", "--cfg", "job", "-p", "defense"]
     assert prepare(typed, config.directory())[-1] == "defense"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("~seed", "~seed: every run needs seed; choose another, seed=VALUE"),
+        ("~logger=none", "~logger=none: every run needs logger; choose another, logger=VALUE"),
+        ("+epochs=3", "unknown option 'epochs'"),
+        ("++sede=3", "unknown option 'sede'. Did you mean seed"),
+        ("++atack.size=3", "unknown group 'atack'. Did you mean attack"),
+        ("+stage=skip", "+stage=skip: a stage is chosen for its place, as in stage@defense.stages.prune="),
+        ("schedule=cosine", "schedule=cosine: a schedule is chosen for its place, as in schedule@recipe.scheduler="),
+        (
+            "attack=badnet +attack=sig",
+            "+attack=badnet and +attack=sig: attack is chosen more than once; for",
+        ),
+        ("+sweep=smoke +sweep=survey", "sweep is chosen more than once; one command does one sweep"),
+        ("+attack=null", "attack=null: a run without attack leaves it out; beside others, hydra/sweeper=grid takes"),
+        ("-m +defense=ft,none", "defense=none: a run without defense leaves it out"),
+        ("+attack=", "unknown attack ''. Known: badnet"),
+        ("model=null", "unknown model 'null'. Known: "),
+        ("-m recipe.optimizer.lr=interval(0,1)", "lr=interval(0,1): that has no end; expected values, e.g. recipe.opt"),
+        ("-m seed=glob(*)", "seed=glob(*): a pattern is for names of a group, as in +attack=glob(b*)"),
+        ("-m +attack=glob(zz*)", "unknown attack 'zz*'. Known: badnet"),
+    ],
+)
+def test_what_hydra_would_take_or_drop_without_a_word_is_refused(arguments: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        prepare(arguments.split(), CONF, config.directory("multirun_sweeps"))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "+mine=3 recipe.epochs=${mine}",
+        "+attack=badnet ~attack",
+        "~recipe.lengths",
+        "+seed=3",  # Hydra says which sign it lacks
+        "--config-dir tests +mine=3 ~seed",  # what other configurations read is not known here
+        "hydra.searchpath=[file:///mine] +mine=3",
+        "-m seed=interval(0,1) hydra/sweeper=optuna",
+        "stage@defense.stages.prune=skip",
+        "schedule@recipe.scheduler=cosine",
+    ],
+)
+def test_what_may_be_meant_is_left_alone(arguments: str) -> None:
+    assert ready(*arguments.split()) == arguments.split()
+
+
+@pytest.mark.parametrize("group", ["dataset=digits", "model=resnet18", "preset=fast", "recipe=digits", "logger=csv"])
+def test_the_plus_before_a_group_that_every_run_has_is_dropped(group: str) -> None:
+    assert ready(f"+{group}") == [group]
+
+
+def test_a_null_under_a_swept_group_becomes_a_choice_that_hydra_reads() -> None:
+    *_, null = ready("-m", "+attack=badnet,sig", "attack.size=null")
+    parsed = OverridesParser.create().parse_overrides([null])[0]
+    assert list(parsed.sweep_string_iterator()) == [ESCAPED_NULL]
+    assert compose_run(["+attack=badnet", f"attack.size={ESCAPED_NULL}"], CONF).attack.size is None
+    assert prepare(["+sweep=smoke", "defense=null"], CONF, SWEEPS)[-1] == "+defense=choice(none)"
+
+
+def test_an_option_of_a_sweeps_own_data_set_or_network_is_looked_at_where_it_has_that() -> None:
+    """The default network has no ``pretrained``, and Hydra applies a constant to that."""
+    given = ["+sweep=survey_vgg19_bn", "model.pretrained=true", "dataset=digits", "recipe.epochs=3"]
+    assert prepare(given, CONF, SWEEPS) == [given[0], "model.pretrained=choice(true)", *given[2:]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ordered"),
+    [
+        ("+attack=sig -m seed=1,2", "+attack=sig seed=1,2 -m"),
+        ("--cfg job seed=1 -p attack spc=2", "seed=1 spc=2 --cfg job -p attack"),
+        ("seed=1", "seed=1"),
+    ],
+)
+def test_flags_may_stand_between_options(arguments: str, ordered: str) -> None:
+    assert flags_last(arguments.split()) == ordered.split()

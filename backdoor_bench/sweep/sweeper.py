@@ -20,6 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor_bench.errors import ConfigError
+from backdoor_bench.overrides import NULL
 from backdoor_bench.words import counted
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _values(override: Override) -> list[Any]:
 
     assert override.input_line is not None
     name, _, text = override.input_line.partition("=")
-    return list(values(name, text))
+    return [None if value == NULL else value for value in values(name, text)]
 
 
 def shard_of(shard: str | None) -> tuple[int, int]:
