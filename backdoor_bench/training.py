@@ -172,10 +172,21 @@ def fit(
             raise IncompatibleError(
                 f"{title}: BatchNorm over maps of 1x1 needs at least two images in a batch; use a larger batch_size"
             ) from error
+        finally:
+            release(trainer, module)
     numerics.place(module)
     require_finite(module, title)
     history.seconds = time.perf_counter() - started
     return history
+
+
+def release(trainer: Trainer, module: LightningModule) -> None:
+    """Free what a Trainer holds: its parts refer to each other through it, and garbage is collected by count, not size.
+
+    Without this a network and its optimiser's state outlive their fit, in a device's memory, too.
+    """
+    vars(trainer).clear()
+    module.trainer = None
 
 
 def optimisers(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import weakref
 from functools import partial
 from typing import Any
 
@@ -119,6 +121,30 @@ def test_an_interrupt_comes_through_and_the_next_one_too() -> None:
         with pytest.raises(KeyboardInterrupt):
             training.fit(Line(act=interrupt), ones(4, 2), 3, CPU, "line")
         assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_nothing_outlives_its_fit_without_the_garbage_collector() -> None:
+    held: list[weakref.ref[Any]] = []
+
+    class Holder(Line):
+        def configure_optimizers(self) -> Any:
+            made = super().configure_optimizers()
+            held.extend([weakref.ref(made["optimizer"]), weakref.ref(self), weakref.ref(self.layer)])
+            return made
+
+    def schedule(optimizer: torch.optim.Optimizer) -> Any:
+        return torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+    gc.collect()
+    gc.disable()
+    try:
+        line = Holder(scheduler=schedule)
+        training.fit(line, ones(4, 2), 2, CPU, "line")
+        assert [reference() is None for reference in held] == [True, False, False]
+        del line
+        assert [reference() is None for reference in held] == [True] * 3
+    finally:
+        gc.enable()
 
 
 def test_an_error_of_a_stage_comes_through() -> None:
