@@ -187,12 +187,12 @@ def _method(defense: str, overrides: Mapping[str, Any]) -> tuple[Defense, Augmen
         node = "dataset" if name.split(".")[0] == "augmentation" else "defense"
         _set(config, node, name, value)
     resolved = configuration.plain(config)
-    if "trigger" in resolved["defense"].get("assumes", []):
+    if assumes := resolved["defense"].get("assumes"):
+        words = " and ".join(privilege.replace("_", " ") for privilege in assumes)
         raise IncompatibleError(
-            f"{defense} assumes the attacker's trigger, and purify() has none; use another defense, e.g. unibp"
+            f"{defense} assumes the attacker's {words}, and purify() has none; use another defense, e.g. unibp"
         )
-    optimiser.check(resolved["defense"], "")
-    method = configuration.make(resolved["defense"])
+    method = optimiser.make(resolved["defense"], "")
     augmentation = configuration.make(resolved["dataset"]["augmentation"])
     assert isinstance(method, Defense)
     assert isinstance(augmentation, Augmentation)

@@ -108,6 +108,7 @@ def test_images_that_cannot_be_are_refused(change, message, images, labels) -> N
         ({"seed": -1}, "seed=-1: expected a whole number of at least 0"),
         ({"device": "tpu"}, "device=tpu: expected auto"),
         ({"defense": "gradprune_oracle"}, "assumes the attacker's trigger, and purify"),
+        ({"defense": "ft", "assumes": ["target_label"]}, "ft assumes the attacker's target label, and purify"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(options, message, images, labels) -> None:
