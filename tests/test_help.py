@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,6 @@ def test_help_says_what_to_type_and_fits_a_screen(tmp_path) -> None:
     )  # fmt: skip
     assert done.returncode == 0
     assert "python -m backdoor_bench +attack=badnet +defense=unibp" in done.stdout
-    assert "attack: badnet, blended" in done.stdout
+    assert re.search(r"attack: .*\bbadnet, ", done.stdout)
     assert done.stdout.count("\n") < 45
     assert list(tmp_path.iterdir()) == []

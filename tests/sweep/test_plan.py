@@ -13,7 +13,7 @@ from rich.console import Console
 from backdoor_bench.bench import Bench
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.store import RECORD_FORMAT, Store
-from backdoor_bench.sweep import plan_table
+from backdoor_bench.sweep import names, plan_table
 from backdoor_bench.sweep.compose import Composer
 from backdoor_bench.sweep.grid import Grid
 from backdoor_bench.sweep.plan import SweepPlan, make_plan
@@ -155,11 +155,12 @@ def test_only_named_runs_are_planned_again(plan) -> None:
     assert list(left_out_lines(found)) == ["skipped, keys to retry that are no runs of this sweep: 1"]
 
 
-def test_every_point_of_a_grid_is_counted_once(plan) -> None:
+def test_every_point_of_a_grid_is_counted_once(plan, monkeypatch) -> None:
     """0.05 is what no regime at all means; vgg11 has no BatchNorm; another shard has other victims."""
+    monkeypatch.setattr(names, "planned", lambda: {"defense": ("sometime",), "option": ()})
     axes = {
         "dataset": ["digits"], "model": ["preact_resnet18", "vgg11"], "attack": ["badnet", "blended"],
-        "defense": ["none", "ft", "unibp", "nad"], "clean_ratio": [None, 0.05, 0.1],
+        "defense": ["none", "ft", "unibp", "sometime"], "clean_ratio": [None, 0.05, 0.1],
     }  # fmt: skip
     found = plan(axes, shard=(1, 4))
     assert found.runs == 2 * 2 * (1 + 3 * 3)
@@ -180,8 +181,6 @@ def shown(found: SweepPlan, shard: str) -> str:
 
 
 def test_what_is_known_and_not_there_yet_is_counted_and_left_out(plan, monkeypatch) -> None:
-    from backdoor_bench.sweep import names
-
     planned = {**names.planned(), "attack": ("someday",), "defense": ("sometime", "once"), "option": ("model.glue",)}
     monkeypatch.setattr(names, "planned", lambda: planned)
     found = plan({**AXES, "attack": ["badnet", "someday"], "defense": ["none", "ft", "sometime", "once"]})
