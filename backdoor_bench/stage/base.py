@@ -53,8 +53,11 @@ class Stage(ABC):
         self.inputs = dict(inputs or {})
 
     @abstractmethod
-    def run(self, network: nn.Module, view: DefenderView) -> Output | None:
-        """Do the step. ``network`` is the defense's own copy, on the view's device."""
+    def run(self, network: nn.Module, view: DefenderView, *args: Any, **inputs: Any) -> Output | None:
+        """Do the step. ``network`` is the defense's own copy, on the view's device.
+
+        A subclass names its inputs in place of ``*args, **inputs``, which lets type checkers accept any.
+        """
 
     def check_network(self, network: nn.Module, images: Tensor) -> None:
         """Raise :class:`IncompatibleError` if the step has no meaning on this network, before any work is done.

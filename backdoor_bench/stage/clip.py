@@ -75,5 +75,5 @@ def install(network: nn.Module, bounds: Mapping[str, Tensor]) -> dict[str, Clip]
 class ClipActivations(Stage):
     """Install the Bounds of an earlier stage as they are: clipping by statistics alone, UNIT's z-score ablation."""
 
-    def run(self, network: nn.Module, view: DefenderView, bounds: Bounds) -> None:  # type: ignore[override]
+    def run(self, network: nn.Module, view: DefenderView, bounds: Bounds) -> None:
         install(network, bounds.values)

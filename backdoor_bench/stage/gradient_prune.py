@@ -198,9 +198,7 @@ class GradientPrune(Stage):
                 "for a transformer give this stage layer_type=linear, an extension of the paper"
             )
 
-    def run(  # type: ignore[override]
-        self, network: nn.Module, view: DefenderView, trigger: InvertedTrigger
-    ) -> Mask:
+    def run(self, network: nn.Module, view: DefenderView, trigger: InvertedTrigger) -> Mask:
         numerics, size = view.numerics, self.batch_size
         train, held_out = (triggered(trigger, part, view) for part in (view.train, view.validation))
         filters = Filters(network, self.exclude, view.example, self.layer_type)

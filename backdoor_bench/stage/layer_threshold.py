@@ -46,7 +46,7 @@ class LayerThreshold(Stage):
             raise ConfigError("parts=[]: expected the parameters to mask, e.g. [weight,bias]")
         self.u, self.parts = u, tuple(parts)
 
-    def run(self, network: nn.Module, view: DefenderView, scores: Scores) -> Mask:  # type: ignore[override]
+    def run(self, network: nn.Module, view: DefenderView, scores: Scores) -> Mask:
         pruned = {name: outstanding(values, self.u) for name, values in scores.values.items()}
         counts = torch.stack([units.sum() for units in pruned.values()]).tolist()
         report: dict[str, Any] = {"units": sum(len(units) for units in pruned.values()), "pruned": sum(counts)}

@@ -93,5 +93,5 @@ class Prune(Stage):
             raise ConfigError(f"noise={noise}: expected a standard deviation, 0 for none")
         self.value, self.noise = value, noise
 
-    def run(self, network: nn.Module, view: DefenderView, mask: Mask) -> None:  # type: ignore[override]
+    def run(self, network: nn.Module, view: DefenderView, mask: Mask) -> None:
         write(network, mask.pruned, self.value, self.noise, view.generator("noise"))

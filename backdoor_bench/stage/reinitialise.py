@@ -114,9 +114,7 @@ class Reinitialise(Stage):
         return {name: weight for name, weight in found.items() if not any(part in name for part in self.exclude)}
 
     @torch.no_grad()
-    def run(  # type: ignore[override]
-        self, network: nn.Module, view: DefenderView, reference: Reference
-    ) -> Scores:
+    def run(self, network: nn.Module, view: DefenderView, reference: Reference) -> Scores:
         unlearned = dict(reference.network.named_parameters())
         weights = self.ranked(network, view.example)
         changes = {name: (unlearned[name] - weight).float() for name, weight in weights.items()}

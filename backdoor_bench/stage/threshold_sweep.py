@@ -78,7 +78,7 @@ class ThresholdSweep(Stage):
         self.threshold, self.count, self.parts, self.relative = threshold, count, tuple(parts), relative
 
     @torch.no_grad()
-    def run(self, network: nn.Module, view: DefenderView, scores: Scores) -> Mask:  # type: ignore[override]
+    def run(self, network: nn.Module, view: DefenderView, scores: Scores) -> Mask:
         sizes = [len(values) for values in scores.values.values()]
         flat = torch.cat(list(scores.values.values()))
 

@@ -43,7 +43,7 @@ class GivesReference(Stage):
 
 
 class NeedsScores(Stage):
-    def run(self, network: nn.Module, view: DefenderView, scores: Scores) -> Mask:  # type: ignore[override]
+    def run(self, network: nn.Module, view: DefenderView, scores: Scores) -> Mask:
         self.got = scores
         return Mask({})
 
@@ -51,7 +51,7 @@ class NeedsScores(Stage):
 class MayUse(Stage):
     """Takes what there is; moves one weight."""
 
-    def run(  # type: ignore[override]
+    def run(
         self, network: nn.Module, view: DefenderView, scores: Scores | None = None, mask: Mask | None = None
     ) -> None:
         self.got = scores, mask

@@ -205,9 +205,7 @@ def test_a_fit_that_diverges_says_so(network: nn.Module, defender_view: Defender
 
 def test_ports_and_what_a_stage_gives_are_read_from_run() -> None:
     class Both(Stage):
-        def run(  # type: ignore[override]
-            self, network: nn.Module, view: DefenderView, scores: Scores, old: Mask | None = None
-        ) -> Mask:
+        def run(self, network: nn.Module, view: DefenderView, scores: Scores, old: Mask | None = None) -> Mask:
             return Mask({})
 
     ports = [(port.name, port.kind, port.required) for port in Both.ports()]
@@ -221,11 +219,11 @@ def test_ports_and_what_a_stage_gives_are_read_from_run() -> None:
 
 def test_an_input_that_is_no_output_is_a_mistake_of_the_author() -> None:
     class Wrong(Stage):
-        def run(self, network: nn.Module, view: DefenderView, images: ImageSet) -> None:  # type: ignore[override]
+        def run(self, network: nn.Module, view: DefenderView, images: ImageSet) -> None:
             pass
 
     class Vague(Stage):
-        def run(self, network: nn.Module, view: DefenderView, found: Mask | Scores) -> None:  # type: ignore[override]
+        def run(self, network: nn.Module, view: DefenderView, found: Mask | Scores) -> None:
             pass
 
     for kind in (Wrong, Vague):
