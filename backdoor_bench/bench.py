@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from backdoor_bench import config as configuration
-from backdoor_bench import environment, optimiser, progress
+from backdoor_bench import environment, optimiser, progress, settings
 from backdoor_bench.attack import Attack, Trigger, train_victim
 from backdoor_bench.dataset import Data, Dataset, Manifest, Regime
 from backdoor_bench.defense import Defense
-from backdoor_bench.errors import ConfigError, DataError, require_whole
+from backdoor_bench.errors import ConfigError, DataError
 from backdoor_bench.evaluation import make_evaluator
 from backdoor_bench.memory import Answers, answer, remember
 from backdoor_bench.metric import Evaluator, Measurement
@@ -91,9 +91,7 @@ class Bench:
 
         Nothing is trained, and nothing read but the data set's manifest and the hash of a given file.
         """
-        # As whole numbers: generators are seeded by how a number is written, and 5.0 is no other run than 5.
-        config = {**config, **{name: require_whole(name, config[name], 0) for name in ("seed", "repetition")}}
-        config, given = suspects.resolve(config, self.store)
+        config, given = suspects.resolve(settings.checked(config), self.store)
         trainer = config["trainer"]
         numerics = Numerics.resolve(config["device"], trainer["precision"], trainer["channels_last"])
         regime = Regime.of(config["spc"], config["clean_ratio"])
@@ -121,8 +119,7 @@ class Bench:
         images, classes, size = manifest.train_sha256, manifest.num_classes, manifest.image_size
 
         def check_defense() -> None:
-            optimiser.check(dict(defense or {}), "defense")
-            made = configuration.make(dict(defense or {}))
+            made = optimiser.make(defense or {}, "defense")
             assert isinstance(made, Defense)
             with torch.device("meta"):
                 made.check_network(*self._shape(config["model"], classes, size))
@@ -132,13 +129,12 @@ class Bench:
             self._once((_text(defense), _text(config["model"]), classes, size), check_defense)
 
         def check_recipe() -> None:
-            optimiser.check(config["recipe"], "recipe")
-            configuration.make_recipe(dict(config["recipe"]))
+            optimiser.make(configuration.training_part(config["recipe"]), "recipe")
 
         def check_attack() -> None:
-            optimiser.check(dict(attack or {}), "attack")
-            configuration.make(dict(attack or {})).check(classes)
+            optimiser.make(attack or {}, "attack").check(classes)
 
+        self._shape(config["model"], classes, size)
         self._once(_text(config["recipe"]), check_recipe)
         if attack is not None:
             self._once((_text(attack), classes), check_attack)
@@ -168,6 +164,7 @@ class Bench:
 
         def make() -> tuple[Network, Tensor]:
             with torch.device("meta"):
+                optimiser.check_kinds(start.constructor(model), "model")
                 network = make_model(model, classes)
                 return network, anatomy.example(network, size)
 
@@ -202,7 +199,7 @@ class Bench:
         return remember(self._evaluators, name, self._keep, lambda: _evaluator(plan, data, trigger))
 
     def _source(self, config: Mapping[str, Any]) -> Dataset:
-        source = configuration.make(config["dataset"])
+        source = optimiser.make(config["dataset"], "dataset")
         assert isinstance(source, Dataset)
         return source
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from backdoor_bench import timm_source
 from backdoor_bench.errors import BenchError, ConfigError, root_cause
@@ -45,8 +46,16 @@ def register_resolvers() -> None:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Everything resolved, as plain dicts and lists."""
-    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    """Everything resolved, as plain dicts and lists.
+
+    Raises:
+        ConfigError: an interpolation of what is not there.
+    """
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        place = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{place}{str(error).splitlines()[0]}") from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items() if key not in NOT_OF_A_RUN}
 
@@ -65,13 +74,17 @@ def make(node: dict[str, Any], **extra: Any) -> Any:
 
 
 def make_recipe(node: dict[str, Any]) -> Recipe:
-    """The training part of ``conf/recipe``; ``width`` and ``lengths`` are read by interpolation elsewhere."""
+    """The training part of ``conf/recipe``; see :func:`training_part`."""
     from backdoor_bench.training import Recipe  # seconds of imports that a misspelt name need not wait for
 
-    known = {"_target_", *(field.name for field in fields(Recipe))}
-    recipe = make({key: value for key, value in node.items() if key in known})
+    recipe = make(training_part(node))
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def training_part(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without ``width`` and ``lengths``, which are read by interpolation elsewhere."""
+    return {key: value for key, value in node.items() if key not in ("width", "lengths")}
 
 
 register_resolvers()

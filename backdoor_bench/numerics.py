@@ -33,7 +33,7 @@ class Numerics:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             place = torch.device(device)
-        except RuntimeError:  # whose message lists every device that torch was ever built for
+        except (RuntimeError, TypeError):  # whose message lists every device that torch was ever built for
             raise ConfigError(f"device={device}: expected auto, cpu, cuda or cuda:N") from None
         if place.type not in ("cpu", "cuda"):
             raise ConfigError(f"device={device}: expected auto, cpu, cuda or cuda:N")

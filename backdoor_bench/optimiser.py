@@ -1,15 +1,16 @@
-"""Options of optimisers and schedules, looked at when a run is planned: torch would refuse them in the middle of one.
+"""Options of classes, looked at when a run is planned: Python and torch would refuse them in the middle of one.
 
-Their nodes are partial: what they name is called when there are weights. What a class does not take, or not of that
-kind, is told from its signature; what it refuses itself (a negative rate) from making it for a single weight.
+What a class does not take, or not of that kind, is told from its signature. Optimisers and schedules are partial nodes,
+called when there are weights: what they refuse themselves (a negative rate) is told from making them for a single one.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -19,6 +20,8 @@ from hydra.utils import get_object
 from backdoor_bench import config as configuration
 from backdoor_bench.errors import ConfigError, unknown
 
+HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+"""What Hydra itself reads in a node."""
 WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word", type(None): "null"}
 
 
@@ -33,11 +36,38 @@ def check(node: Mapping[str, Any], path: str) -> None:
         ConfigError: a class that does not exist, an option that it does not have, or a value that it does not take.
     """
     for place, part in _nodes(node, path):
+        for name, value in part.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{place}.{name}={value}".lstrip(".") + ": expected a finite number")
         if part.get("_partial_"):
             _check_options(part, place)
     for place, part in _nodes(node, path):
         if isinstance(part.get("optimizer"), Mapping) and part["optimizer"].get("_partial_"):
             _try(part, place)
+
+
+def make(node: Mapping[str, Any], path: str, **extra: Any) -> Any:
+    """Check a node and make what it names; the class's own words on a value go before the kinds of its parameters.
+
+    Raises:
+        ConfigError: as :func:`check`, of all classes in the node, or what the class itself refuses.
+    """
+    check(node, path)
+    try:
+        made = configuration.make(dict(node), **extra)
+    except ConfigError as error:
+        if error.__cause__ is not None:  # Python's words, not the class's own
+            check_kinds(node, path)
+        raise
+    check_kinds(node, path)
+    return made
+
+
+def check_kinds(node: Mapping[str, Any], path: str) -> None:
+    """Refuse options that a class in the node does not have, and of our own classes values of another kind."""
+    for place, part in _nodes(node, path):
+        if isinstance(part.get("_target_"), str) and not part.get("_partial_"):
+            _check_options(part, place)
 
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -57,26 +87,48 @@ def _check_options(node: Mapping[str, Any], path: str) -> None:
             f"{path}._target_={target}: there is no such class; expected one of torch.optim or its lr_scheduler, as in "
             "torch.optim.SGD"
         ) from None
-    parameters = dict(list(inspect.signature(made).parameters.items())[1:])  # the first is given later
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    parameters = _parameters(made)
+    if parameters is None:
         return
+    partial = bool(node.get("_partial_"))
+    if partial:
+        del parameters[next(iter(parameters))]  # the first is given later
     for name, value in node.items():
-        if name in ("_target_", "_partial_"):
+        if name in HYDRAS:
             continue
         if not parameters:
             raise ConfigError(f"{path}.{name}: {target} takes no options; ~{path}.{name} removes it")
         if name not in parameters:
             raise ConfigError(f"{unknown(f'option of {path} ({target})', name, parameters)} ~{path}.{name} removes it.")
-        hint = _hint(made, parameters[name].annotation)
-        if not _fits(value, hint):
-            raise ConfigError(f"{path}.{name}={'null' if value is None else value}: expected {_words(hint)}")
+        parameter, module = parameters[name]
+        if isinstance(value, Mapping) or value == parameter.default:
+            continue
+        hint = _hint(module, parameter.annotation)
+        if (partial or target.startswith("backdoor_bench.")) and not _fits(value, hint):
+            written = f"{path}.{name}".lstrip(".")
+            raise ConfigError(f"{written}={'null' if value is None else value}: expected {_words(hint)}")
 
 
-def _hint(made: Any, annotation: Any) -> Any:
+def _parameters(made: Any) -> dict[str, tuple[inspect.Parameter, str]] | None:
+    """What a callable may be given, each with its module; ``**common`` is handed on to a base. None: anything."""
+    found: dict[str, tuple[inspect.Parameter, str]] = {}
+    kinds = [kind for kind in made.__mro__[:-1] if "__init__" in vars(kind)] if isinstance(made, type) else [made]
+    for kind in kinds:
+        given = list(inspect.signature(vars(kind)["__init__"] if isinstance(made, type) else kind).parameters.values())
+        own = given[1:] if isinstance(made, type) else given
+        for parameter in own:
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                found.setdefault(parameter.name, (parameter, kind.__module__))
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own):
+            return found
+    return None if kinds else found
+
+
+def _hint(module: str, annotation: Any) -> Any:
     """What a parameter is annotated with; Any where that is nothing, or a name that only type checkers know."""
     if isinstance(annotation, str):
         try:
-            annotation = eval(annotation, vars(sys.modules[made.__module__]))
+            annotation = eval(annotation, vars(sys.modules[module]))
         except (NameError, TypeError, KeyError):
             return Any
     return Any if annotation is inspect.Parameter.empty else annotation
@@ -89,7 +141,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if origin is Literal:
         return value in inner
-    if origin in (tuple, list):
+    if origin is Callable or (isinstance(hint, type) and hint.__module__.startswith("backdoor_bench.")):
+        return False  # a node of its own
+    if origin in (tuple, list, Sequence):
         if not isinstance(value, (list, tuple)):
             return False
         kinds = inner if origin is tuple and Ellipsis not in inner else inner[:1] * len(value)
@@ -106,8 +160,11 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(one) for one in inner if one is not torch.Tensor)
     if origin is Literal:
         return " or ".join(map(str, inner))
-    if origin in (tuple, list):
-        return f"a list of {f'{len(inner)} values' if origin is tuple else 'values'}, each {_words(inner[0])}"
+    if origin is Callable or (isinstance(hint, type) and hint not in WORDS):
+        return "a class's options"
+    if origin in (tuple, list, Sequence):
+        count = f"{len(inner)} values" if origin is tuple and Ellipsis not in inner else "values"
+        return f"a list of {count}, each {_words(inner[0])}"
     return WORDS.get(hint, str(hint))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from backdoor_bench import api, optimiser
+from backdoor_bench.attack.badnet import BadNet
 from backdoor_bench.bench import Bench
 from backdoor_bench.errors import ConfigError
 from backdoor_bench.store import Store
@@ -112,6 +113,21 @@ def test_a_schedule_that_moves_by_step_is_looked_into() -> None:
             "defense.stages.finetune.optimizer.momentum=much",
             r"^defense\.stages\.finetune\.optimizer\.momentum=much: expected a number$",
         ),
+        ("recipe.optimizer.lr=nan", r"^recipe\.optimizer\.lr=nan: expected a finite number$"),
+        ("recipe.scheduler=fast", r"^recipe\.scheduler=fast: expected a class's options or null$"),
+        ("+recipe.weight_decay=0", r"^unknown option of recipe .*'weight_decay'"),
+        ("++attack.siz=3", r"^unknown option of attack .* 'siz'\. Did you mean size\?"),
+        ("attack.size=wide", r"^attack\.size=wide: expected a whole number or null$"),
+        ("attack.size=0", r"^attack\.size=0: expected a side of 1 pixel or more"),
+        ("++attack.labl=0", r"^unknown option of attack .*Did you mean label"),
+        ("+defense.stages.finetune.rate=1", r"^unknown option of defense\.stages\.finetune .* 'rate'"),
+        ("+dataset.flip=true", r"^unknown option of dataset .* 'flip'"),
+        ("dataset.mean=half", r"^dataset\.mean=half: expected a list of values, each a number$"),
+        ("dataset.augmentation=strong", r"^dataset\.augmentation=strong: expected a class's options$"),
+        ("model.width=2.5", r"^model\.width=2\.5: expected a whole number$"),
+        ("model.width=-2", r"model\.width=-2: expected four numbers of blocks and a width, all positive"),
+        ("model.blocks=3", r"^model\.blocks=3: expected a list of values, each a whole number or null$"),
+        ("+model.depth=3", r"^unknown option of model .* 'depth'"),
     ],
 )
 def test_a_run_is_refused_when_it_is_planned(compose, tmp_path, override: str, message: str) -> None:
@@ -134,3 +150,22 @@ def test_a_stage_of_no_epochs_is_planned(compose, tmp_path) -> None:
 def test_a_handed_over_network_too() -> None:
     with pytest.raises(ConfigError, match=r"^stages\.finetune\.optimizer\.lr=fast: expected a number$"):
         api._method("ft", {"stages.finetune.optimizer.lr": "fast"})
+
+
+class Mine(BadNet):
+    """Somebody's attack, whose annotation is too narrow."""
+
+    def __init__(self, strength: int = 1, **common: Any) -> None:
+        super().__init__(**common)
+
+
+def test_a_class_of_somebody_elses_takes_what_it_takes_and_has_its_bases_options() -> None:
+    node = {"_target_": f"{__name__}.Mine", "strength": 0.5, "target_label": 1}
+    assert optimiser.make(node, "attack").target_label == 1
+    with pytest.raises(ConfigError, match=r"^unknown option of attack .*'strenght'\. Did you mean strength\?"):
+        optimiser.make(node | {"strenght": 1}, "attack")
+
+
+def test_a_wrong_interpolation_is_one_sentence(compose) -> None:
+    with pytest.raises(ConfigError, match=r"^recipe\.epochs: Interpolation key 'sede' not found$"):
+        compose("recipe.epochs=${sede}")

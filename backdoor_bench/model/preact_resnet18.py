@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from backdoor_bench.model.base import IDENTITY, Network
-from backdoor_bench.model.residual import classifier, groups
+from backdoor_bench.model.residual import classifier, groups, require_size
 
 
 class PreActBlock(nn.Module):
@@ -52,6 +52,7 @@ class PreActResNet18(Network):
         std: Sequence[float] = IDENTITY[1],
         blocks: Sequence[int] | None = None,
     ) -> None:
+        require_size(blocks or self.published, width)
         layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=nn.Conv2d(3, width, 3, padding=1, bias=False))
         layers |= groups(PreActBlock, blocks or self.published, width) | classifier(width, num_classes)
         super().__init__(nn.Sequential(layers), num_classes, mean, std)

@@ -12,17 +12,17 @@ Block = Callable[[int, int, int], nn.Module]
 """Makes a block of (channels in, channels out, stride)."""
 
 
-def groups(block: Block, blocks: Sequence[int], width: int) -> dict[str, nn.Module]:
-    """``layer1`` to ``layer4`` of ``blocks`` blocks each, widths ``width * (1, 2, 4, 8)``.
-
-    Raises:
-        ConfigError: ``blocks`` is not four positive numbers, or ``width`` is not positive.
-    """
+def require_size(blocks: Sequence[int], width: int) -> None:
+    """Raise ConfigError where ``blocks`` is not four positive numbers, or ``width`` is not positive."""
     if len(blocks) != 4 or min(blocks) < 1 or width < 1:
         raise ConfigError(
             f"model.blocks={list(blocks)}, model.width={width}: expected four numbers of blocks and a width, all "
             "positive, e.g. model.blocks=[1,1,1,1] model.width=16"
         )
+
+
+def groups(block: Block, blocks: Sequence[int], width: int) -> dict[str, nn.Module]:
+    """``layer1`` to ``layer4`` of ``blocks`` blocks each, widths ``width * (1, 2, 4, 8)``; see :func:`require_size`."""
     layers: dict[str, nn.Module] = {}
     inputs = width
     for number, count in enumerate(blocks, start=1):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from backdoor_bench.model.base import IDENTITY, Network
-from backdoor_bench.model.residual import classifier, groups
+from backdoor_bench.model.residual import classifier, groups, require_size
 
 
 class BasicBlock(nn.Module):
@@ -47,6 +47,7 @@ class ResNet18Cifar(Network):
         std: Sequence[float] = IDENTITY[1],
         blocks: Sequence[int] | None = None,
     ) -> None:
+        require_size(blocks or (2, 2, 2, 2), width)
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             conv1=nn.Conv2d(3, width, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(width), relu=nn.ReLU()
         )

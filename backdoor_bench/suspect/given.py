@@ -71,7 +71,8 @@ def resolve(config: Mapping[str, Any], store: Store) -> tuple[Mapping[str, Any],
     if asked is None or stored:
         for name in ("trigger", "mean", "std"):
             if config.get(name) is not None:
-                raise ConfigError(f"{name}= belongs to a file's network (victim=FILE); the data set's: dataset.{name}=")
+                own = "; a trained one has its attack's" if name == "trigger" else f"; the data set's: dataset.{name}="
+                raise ConfigError(f"{name}= belongs to a file's network (victim=FILE){own}")
         return (_with_stored(config, store, str(asked)) if stored else config), None
     path = Path(str(asked)).expanduser()
     if KEY.fullmatch(str(asked)) and not path.exists():
