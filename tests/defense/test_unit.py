@@ -41,19 +41,6 @@ def test_runs_to_the_end_clips_every_site_and_moves_no_weight(
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_the_same_repetition_gives_the_same_bounds(
-    make_network: Callable[..., nn.Module], defender_view: DefenderView, compose: Compose
-) -> None:
-    states = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        network = make_network().eval()
-        torch.manual_seed(len(states))  # what else was drawn in the process does not matter
-        list(config.make(compose(*SHORT)["defense"]).run(network, defender_view))
-        states.append(network.state_dict())
-    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
-
-
 def test_without_tightening_the_statistics_clip(
     network: nn.Module, defender_view: DefenderView, compose: Compose
 ) -> None:
