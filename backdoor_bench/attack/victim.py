@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class Victim(LightningModule):
     """A network in training: the attack's batch, then augmentation (or the other way round), then CE.
 
-    An attack with a loss or optimisers of its own trains a subclass; see :meth:`Attack.train`.
+    An attack with a loss or optimisers of its own trains a subclass; see :meth:`Attack.train`. Where the trigger learns
+    by the same backward, its optimiser, made in :meth:`configure_optimizers`, steps in ``on_train_batch_end``, and the
+    network's keeps the recipe's schedule.
     """
 
     def __init__(
@@ -38,13 +40,18 @@ class Victim(LightningModule):
         super().__init__()
         self.network, self.recipe, self.augmentation, self.numerics = network, recipe, augmentation, numerics
         self.attack, self.generator = attack, generator
-        # Not a submodule: what the attacker learned is not the victim's to train.
+        # Not a submodule: what the attacker learned is not the victim's to train, nor its mode Lightning's to set.
         self._trigger = (trigger,)
+
+    @property
+    def trigger(self) -> Trigger | None:
+        """The attack's, if there is one."""
+        return self._trigger[0]
 
     def seen(self, stored: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is given of a batch of uint8 images: float images in [0, 1], and labels."""
         images = self.numerics.images(stored)
-        attack, trigger = self.attack, self._trigger[0]
+        attack, trigger = self.attack, self.trigger
         if attack is None or trigger is None:
             return self.augmentation(images, self.generator), labels
         if attack.augment_first:

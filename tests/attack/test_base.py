@@ -13,25 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backdoor_bench import seeding, training
-from backdoor_bench.attack import Attack, AttackerView, Poisoned, Taxonomy, Trigger, train_victim
+from backdoor_bench import seeding
+from backdoor_bench.attack import Attack, AttackerView, Poisoned, Taxonomy, Trigger
 from backdoor_bench.attack.badnet import BadNet, PatchTrigger
 from backdoor_bench.attack.base import Victim, fit_victim, victim_draws
-from backdoor_bench.dataset import Augmentation, Data, ImageSet
-from backdoor_bench.dataset.base import describe
+from backdoor_bench.dataset import Augmentation
 from backdoor_bench.evaluation import triggered_set
 from backdoor_bench.model import Network
 from backdoor_bench.store import Store
 from backdoor_bench.store.clean import OF_THE_VICTIM, CleanNetworks
-from backdoor_bench.training import History, Recipe
-
-
-@pytest.fixture
-def train(image_set: ImageSet, make_network: Callable[..., Network], recipe: Recipe, numerics: Any) -> Any:
-    """``train(attack)``: a victim of the random images, trained for one epoch."""
-    manifest = describe("random", "", tuple("abcd"), image_set, image_set)
-    data = Data(image_set, image_set, manifest, Augmentation(crop_padding=2))
-    return lambda attack: train_victim(data, make_network, attack, recipe, numerics, 0)
+from backdoor_bench.training import History
 
 
 class Covered(BadNet):
@@ -137,9 +128,7 @@ class LearnedPatch(PatchTrigger):
 
 
 class Joint(Victim):
-    """Trains the trigger together with the network, by a loss of two parts."""
-
-    trigger: LearnedPatch
+    """Trains the trigger together with the network, by a loss of two parts and an optimiser of each."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = self.seen(*batch)
@@ -148,8 +137,12 @@ class Joint(Victim):
         return F.cross_entropy(self.network(images), labels) + F.cross_entropy(self.network(triggered), target)
 
     def configure_optimizers(self) -> Any:
-        parameters = [*self.network.parameters(), *self.trigger.parameters()]
-        return training.optimisers(self, parameters, self.recipe.optimizer, None)
+        self.beside = torch.optim.Adam(self.trigger.parameters(), lr=0.01)
+        return super().configure_optimizers()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.beside.step()
+        self.beside.zero_grad()
 
 
 class Phases(Attack):
@@ -165,8 +158,8 @@ class Phases(Attack):
 
     def train(self, network: Network, trigger: Trigger, poisoned: Poisoned, view: AttackerView) -> History:
         draws = victim_draws(view.seed, view.numerics)
-        joint = Joint(network, view.recipe, view.augmentation, view.numerics, draws)
-        joint.trigger = trigger.train().requires_grad_(True)
+        trigger.train().requires_grad_(True)
+        joint = Joint(network, view.recipe, view.augmentation, view.numerics, draws, trigger=trigger)
         history = fit_victim(joint, poisoned.data, view.seed)
         alone = Victim(network, view.recipe, view.augmentation, view.numerics, view.generator("consolidate"))
         after = view.fit(alone, 2, 8, "consolidate", data=poisoned.data[torch.arange(16)])
