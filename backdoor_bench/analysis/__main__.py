@@ -52,7 +52,8 @@ class Composer:
 
     def __init__(self, own: Sequence[str], defenses: Sequence[str], options: Sequence[str]) -> None:
         self.own, self.defenses, self.options = list(own), list(defenses), list(options)
-        typed.prepare([*own, *(f"+defense={name}" for name in defenses)], directory())
+        for chosen in [[f"+defense={name}"] for name in defenses] or [[]]:
+            typed.prepare([*own, *chosen], directory())
 
     def __call__(self, defense: str | None) -> Mapping[str, Any]:
         import hydra

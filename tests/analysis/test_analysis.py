@@ -152,6 +152,9 @@ def test_a_victim_from_a_file(compose: Composed, study: Study, tmp_path: Path) -
 def test_what_belongs_to_whom() -> None:
     words = ["dataset=cifar10", "+attack=badnet", "+defense=ft,unibp", "defense.epochs=3"]
     assert command.split(words) == (["dataset=cifar10", "+attack=badnet"], ["ft", "unibp"], ["defense.epochs=3"])
+    composer = command.Composer(["+attack=badnet"], ["ft", "unibp"], ["defense.epochs=3"])
+    assert [composer(name)["defense"]["epochs"] for name in ("ft", "unibp", "tsbd")] == [3, 3, 20]
+    assert "defense" not in composer(None)
     with pytest.raises(ConfigError, match="each defense once"):
         command.split(["+defense=ft,ft"])
     with pytest.raises(ConfigError, match=r"add \+defense=NAME"):
