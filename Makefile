@@ -10,7 +10,7 @@ export UV_SYSTEM_CERTS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-ci lint format bench lock clean
+.PHONY: help install demo test test-all test-ci lint format docs bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
@@ -38,6 +38,10 @@ lint: $(VENV)/.installed  ## ruff and mypy
 format: $(VENV)/.installed  ## let ruff mend what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: $(VENV)/.installed  ## docs/catalog.md, and the cells that docs/capability.md lacks (minutes per defense)
+	$(PY) -m backdoor_bench.catalog --out docs/catalog.md
+	OMP_NUM_THREADS=1 $(PY) -m backdoor_bench.capability --missing --out docs
 
 bench: $(VENV)/.installed  ## speed and memory beside a plain loop (ARGS="--out FILE.json")
 	$(PY) -m benchmarks.core $(ARGS)
