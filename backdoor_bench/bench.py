@@ -164,8 +164,7 @@ class Bench:
 
         def make() -> tuple[Network, Tensor]:
             with torch.device("meta"):
-                optimiser.check_kinds(start.constructor(model), "model")
-                network = make_model(model, classes)
+                network = optimiser.make(start.constructor(model), "model", num_classes=classes)
                 return network, anatomy.example(network, size)
 
         return answer(self._shapes, (_text(model), classes, size), 4, make)

@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _outcomes.clear()
     _constants.clear()
-    _constants.update(given, (argument.replace("=null", f"={overrides.ESCAPED_NULL}") for argument in given))
+    _constants.update(overrides.spellings(given))
     conf, sweeps = configuration.directory(), configuration.directory("multirun_sweeps")
     try:
         ready = overrides.prepare(given, conf, sweeps)

@@ -57,17 +57,17 @@ def make(node: Mapping[str, Any], path: str, **extra: Any) -> Any:
         made = configuration.make(dict(node), **extra)
     except ConfigError as error:
         if error.__cause__ is not None:  # Python's words, not the class's own
-            check_kinds(node, path)
+            _check_kinds(node, path, str(error))
         raise
-    check_kinds(node, path)
+    _check_kinds(node, path)
     return made
 
 
-def check_kinds(node: Mapping[str, Any], path: str) -> None:
-    """Refuse options that a class in the node does not have, and of our own classes values of another kind."""
+def _check_kinds(node: Mapping[str, Any], path: str, refused: str = "") -> None:
+    """Refuse values of another kind than our own classes say, and the options that Python's words name as unknown."""
     for place, part in _nodes(node, path):
         if isinstance(part.get("_target_"), str) and not part.get("_partial_"):
-            _check_options(part, place)
+            _check_options(part, place, refused)
 
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -78,7 +78,7 @@ def _nodes(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from _nodes(node[name], f"{path}.{name}".strip("."))
 
 
-def _check_options(node: Mapping[str, Any], path: str) -> None:
+def _check_options(node: Mapping[str, Any], path: str, refused: str = "") -> None:
     target = str(node.get("_target_"))
     try:
         made = get_object(target)
@@ -94,8 +94,8 @@ def _check_options(node: Mapping[str, Any], path: str) -> None:
     if partial:
         del parameters[next(iter(parameters))]  # the first is given later
     for name, value in node.items():
-        if name in HYDRAS:
-            continue
+        if name in HYDRAS or not (partial or name in parameters or f"'{name}'" in refused):
+            continue  # a class may take whatever there is, as the stage ``skip`` does
         if not parameters:
             raise ConfigError(f"{path}.{name}: {target} takes no options; ~{path}.{name} removes it")
         if name not in parameters:

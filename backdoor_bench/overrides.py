@@ -209,6 +209,22 @@ def _check(override: Override, folders: Sequence[Path], grid: bool = False) -> N
             raise unknown(group.split("/")[-1], name, known)
 
 
+def spellings(arguments: Sequence[str]) -> set[str]:
+    """How jobs of a multirun may write what was typed for all of them: ``save_purified=true`` is ``=True`` there."""
+    found, parser = set(arguments), OverridesParser.create()
+    for argument in arguments:
+        try:
+            override = parser.parse_override(argument)
+        except HydraException:
+            continue  # a flag, or a path that needs quotes
+        if override.is_sweep_override() or override.is_delete():
+            continue
+        name = override.get_key_element()
+        values = [override.get_value_element_as_str(), *([ESCAPED_NULL] if override.value() is None else [])]
+        found |= {f"{sign}{name.removeprefix('+')}={value}" for sign in ("", "+") for value in values}
+    return found
+
+
 def _check_root(override: Override, conf: Path, arguments: Sequence[str]) -> None:
     """Refuse to take away what every run has, and to add what nothing reads; Hydra would do both and say nothing."""
     name, root, always = override.key_or_group, _root(override), _always(conf)

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from backdoor_bench import config
 from backdoor_bench.composing import compose_run
 from backdoor_bench.errors import ConfigError
-from backdoor_bench.overrides import ESCAPED_NULL, flags_last, prepare
+from backdoor_bench.overrides import ESCAPED_NULL, flags_last, prepare, spellings
 
 CONF, SWEEPS = config.directory(), config.directory("multirun_sweeps")
 
@@ -225,3 +225,11 @@ def test_an_option_of_a_sweeps_own_data_set_or_network_is_looked_at_where_it_has
 )
 def test_flags_may_stand_between_options(arguments: str, ordered: str) -> None:
     assert flags_last(arguments.split()) == ordered.split()
+
+
+def test_what_all_jobs_share_is_known_however_hydra_writes_it() -> None:
+    typed = ["-m", "+defense=ft,fp", "attack=badnet", "save_purified=true", "lr=1e-1", "spc=null", "~defense.epochs"]
+    swept = {"+defense=ft,fp", "-m", "~defense.epochs"}
+    jobs = ["+attack=badnet", "save_purified=True", "lr=0.1", f"spc={ESCAPED_NULL}"]
+    assert {*jobs, *swept, *typed} <= spellings(typed)
+    assert not {"+defense=ft", "+defense=fp"} & spellings(typed)
