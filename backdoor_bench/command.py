@@ -66,7 +66,7 @@ def _run(config: DictConfig, name: str, show: Callable[[Any, Any], None]) -> dic
     started = time.monotonic()
     outcome: dict[str, Any] = {"name": name, "status": "ok", "reason": None, "found": False, "record": None}
     try:
-        done = experiment.run(configuration.plain(config), _bench(Path(config.store_dir).resolve()))
+        done = experiment.run(configuration.plain(config), _bench(Store(config.store_dir).root))
         outcome |= {"record": done.record, "found": done.found}
         show(table, done)
     except Exception as error:

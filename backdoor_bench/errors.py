@@ -60,7 +60,7 @@ def require_whole(name: str, value: object, least: int) -> int:
     number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
     if not number.is_integer() or number < least:
         raise ConfigError(f"{name}={value}: expected a whole number of at least {least}")
-    return int(number)
+    return value if isinstance(value, int) else int(number)  # a float has no room for all digits of a large one
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -105,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     try:
         pairs = [text.partition("=") for text in options.filters]
+        for name, equals, _ in pairs:
+            if not equals:
+                raise ConfigError(f"{name}: expected COLUMN=VALUE, as in dataset=cifar10")
         count = write(Store(options.store_dir), options.target, {name: value for name, _, value in pairs})
     except BenchError as error:
         progress.say(f"error: {error}")

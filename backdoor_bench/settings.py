@@ -9,6 +9,7 @@ from backdoor_bench.errors import ConfigError, require_whole, unknown
 
 SWITCHES = ("force", "save_purified", "measure_stages", "download")
 CLEAN_FROM = ("unpoisoned", "all")
+TOO_LARGE = 2**62
 TRAINER = ("precision", "channels_last", "eval_batch_size", "dataset_memory_share")
 
 
@@ -45,4 +46,8 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         node = config.get(group)
         if node is not None and "_target_" not in node:
             raise ConfigError(f"{group}.{next(iter(node), '')}: no {group} is chosen; add +{group}=NAME")
-    return {**config, **{name: require_whole(name, config[name], 0) for name in ("seed", "repetition")}}
+    seeds = {name: require_whole(name, config[name], 0) for name in ("seed", "repetition")}
+    for name, seed in seeds.items():
+        if seed >= TOO_LARGE:
+            raise ConfigError(f"{name}={seed}: expected a whole number below 2^62, which records and tables can hold")
+    return {**config, **seeds}

@@ -154,6 +154,8 @@ def test_a_misspelt_option_ends_a_multirun_before_its_first_job(run, folder) -> 
         (["+sweep=smoke", "recip.epochs=1"], "unknown option 'recip'. Did you mean recipe"),
         (["-m", "+attack=badnet", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
         (["--resolve"], "--resolve"),
+        (["+attack=badnet", "store_dir="], "the store's folder has no name; give one, store_dir=PATH"),
+        (["-m", "+attack=badnet", "store_dir=null"], "the store's folder has no name"),
         (["--experimental-rerun", "none"], "File none does not exist"),
     ],
 )

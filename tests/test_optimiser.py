@@ -121,6 +121,7 @@ def test_a_schedule_that_moves_by_step_is_looked_into() -> None:
         ("attack.size=0", r"^attack\.size=0: expected a side of 1 pixel or more"),
         ("++attack.labl=0", r"^unknown option of attack .*Did you mean label"),
         ("+defense.stages.finetune.rate=1", r"^unknown option of defense\.stages\.finetune .* 'rate'"),
+        ("defense.stages.finetune=null", r"^stage 'finetune' of ft is None; choose one with stage@defense\.stages\."),
         ("+dataset.flip=true", r"^unknown option of dataset .* 'flip'"),
         ("dataset.mean=half", r"^dataset\.mean=half: expected a list of values, each a number$"),
         ("dataset.augmentation=strong", r"^dataset\.augmentation=strong: expected a class's options$"),

@@ -34,6 +34,7 @@ def test_a_row_per_measured_state_and_one_for_the_run(tmp_path: Path) -> None:
     [
         (["atack=badnet"], "unknown column 'atack'. Did you mean attack"),
         (["attack=nothing"], "no record in"),
+        (["attack"], "error: attack: expected COLUMN=VALUE, as in dataset=cifar10"),
     ],
 )
 def test_what_does_not_fit_is_said_and_nothing_is_written(

@@ -29,6 +29,7 @@ from backdoor_bench.store import Store
         (["device=null"], "device=None: expected auto, cpu, cuda or cuda:N"),
         (["~attack", "++attack.size=3"], "attack.size: no attack is chosen; add +attack=NAME"),
         (["~defense", "++defense.epochs=3"], "defense.epochs: no defense is chosen; add +defense=NAME"),
+        (["seed=99999999999999999999999"], "seed=99999999999999999999999: expected a whole number below 2^62"),
         (["seed=one"], "seed=one: expected a whole number of at least 0"),
         (["trigger=00000000000000000000"], "trigger= belongs to a file's network (victim=FILE); a trained one has its"),
         (["mean=[0,0,0]"], "mean= belongs to a file's network (victim=FILE); the data set's: dataset.mean="),
@@ -38,6 +39,12 @@ def test_one_sentence_says_what_was_expected(compose, tmp_path, overrides: list[
     with pytest.raises(ConfigError, match=re.escape(message)):
         Bench(Store(tmp_path / "store")).plan(compose("+attack=badnet", "+defense=ft", *overrides))
     assert not (tmp_path / "store").exists()
+
+
+def test_no_digit_of_a_seed_is_lost(compose, tmp_path) -> None:
+    """9007199254740993 is the first whole number that is no float."""
+    plan = Bench(Store(tmp_path / "store")).plan(compose("+attack=badnet", "seed=9007199254740993"))
+    assert plan.config["seed"] == 9007199254740993
 
 
 def test_seeds_are_whole_numbers_afterwards(compose, tmp_path) -> None:

@@ -65,6 +65,11 @@ class Defense:
     ) -> None:
         if not stages:
             raise ConfigError(f"defense '{name}' has no stages")
+        for part, stage in stages.items():
+            if not isinstance(stage, Stage):
+                raise ConfigError(
+                    f"stage '{part}' of {name} is {stage}; choose one with stage@defense.stages.{part}=NAME, e.g. skip"
+                )
         if use_validation not in ("hold_out", "train"):
             raise ConfigError(f"defense.use_validation={use_validation}: expected hold_out or train")
         for privilege in assumes:

@@ -48,6 +48,8 @@ class Store:
     """
 
     def __init__(self, root: Path | str, wait: bool = True) -> None:
+        if root in ("", None):  # which a path would take for the working folder
+            raise StoreError("the store's folder has no name; give one, store_dir=PATH, or unset BACKDOOR_BENCH_STORE")
         self.root = Path(root).resolve()
         self._wait = wait
 

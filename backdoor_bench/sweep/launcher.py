@@ -55,7 +55,7 @@ class RayLauncher(Launcher):
 
         assert self._config is not None
         started = [self._begin(initial_job_idx + n, overrides) for n, overrides in enumerate(job_overrides)]
-        bench = Bench(Store(str(self._config.store_dir)))
+        bench = Bench(Store(self._config.store_dir))
         jobs: dict[str, Job] = {}
         waiting: dict[str, list[_Run]] = {}
         for run in started:

@@ -132,7 +132,7 @@ class GridSweeper(Sweeper):
             raise ConfigError("this sweep has no axes; choose one with +sweep=NAME, or give some: +attack=badnet,wanet")
         groups = {axis.split("@")[0]: composer.options(axis.split("@")[0]) for axis in grid.axes if "." not in axis}
         grid = grid.with_names(groups).narrowed(only)
-        return make_plan(grid, composer, Bench(Store(str(self._config.store_dir))), shard=shard, keys=keys)
+        return make_plan(grid, composer, Bench(Store(self._config.store_dir)), shard=shard, keys=keys)
 
 
 def command(hydra: DictConfig) -> str:
