@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from backdoor_bench import config as configuration
-from backdoor_bench import optimiser, progress
+from backdoor_bench import option, progress
 from backdoor_bench.chance import at_chance, best_constant
 from backdoor_bench.dataset import Augmentation, ImageSet, Regime, draw_clean
 from backdoor_bench.dataset.base import fingerprint
@@ -192,7 +192,7 @@ def _method(defense: str, overrides: Mapping[str, Any]) -> tuple[Defense, Augmen
         raise IncompatibleError(
             f"{defense} assumes the attacker's {words}, and purify() has none; use another defense, e.g. unibp"
         )
-    method = optimiser.make(resolved["defense"], "")
+    method = option.make(resolved["defense"], "")
     augmentation = configuration.make(resolved["dataset"]["augmentation"])
     assert isinstance(method, Defense)
     assert isinstance(augmentation, Augmentation)

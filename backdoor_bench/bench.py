@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from backdoor_bench import config as configuration
-from backdoor_bench import environment, optimiser, progress, settings
+from backdoor_bench import environment, option, progress, settings
 from backdoor_bench.attack import Attack, Trigger, train_victim
 from backdoor_bench.dataset import Data, Dataset, Manifest, Regime
 from backdoor_bench.defense import Defense
@@ -119,7 +119,7 @@ class Bench:
         images, classes, size = manifest.train_sha256, manifest.num_classes, manifest.image_size
 
         def check_defense() -> None:
-            made = optimiser.make(defense or {}, "defense")
+            made = option.make(defense or {}, "defense")
             assert isinstance(made, Defense)
             with torch.device("meta"):
                 made.check_network(*self._shape(config["model"], classes, size))
@@ -129,10 +129,10 @@ class Bench:
             self._once((_text(defense), _text(config["model"]), classes, size), check_defense)
 
         def check_recipe() -> None:
-            optimiser.make(configuration.training_part(config["recipe"]), "recipe")
+            option.make(configuration.training_part(config["recipe"]), "recipe")
 
         def check_attack() -> None:
-            optimiser.make(attack or {}, "attack").check(classes)
+            option.make(attack or {}, "attack").check(classes)
 
         self._shape(config["model"], classes, size)
         self._once(_text(config["recipe"]), check_recipe)
@@ -164,7 +164,7 @@ class Bench:
 
         def make() -> tuple[Network, Tensor]:
             with torch.device("meta"):
-                network = optimiser.make(start.constructor(model), "model", num_classes=classes)
+                network = option.make(start.constructor(model), "model", num_classes=classes)
                 return network, anatomy.example(network, size)
 
         return answer(self._shapes, (_text(model), classes, size), 4, make)
@@ -198,7 +198,7 @@ class Bench:
         return remember(self._evaluators, name, self._keep, lambda: _evaluator(plan, data, trigger))
 
     def _source(self, config: Mapping[str, Any]) -> Dataset:
-        source = optimiser.make(config["dataset"], "dataset")
+        source = option.make(config["dataset"], "dataset")
         assert isinstance(source, Dataset)
         return source
 

@@ -92,9 +92,7 @@ class BadNet(Attack):
         if patch == "enlarged" and size is not None:
             raise ConfigError(f"attack.size={size} with attack.patch=enlarged: its size follows from the image's")
         if size is not None and size < 1:
-            raise ConfigError(
-                f"attack.size={size}: expected a side of 1 pixel or more; null: 3/32 of the image's"
-            )
+            raise ConfigError(f"attack.size={size}: expected a side of 1 pixel or more; null: 3/32 of the image's")
         self.size, self.patch = size, patch
 
     def trigger(self, image_size: tuple[int, int]) -> PatchTrigger:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from backdoor_bench import api, optimiser
+from backdoor_bench import api, option
 from backdoor_bench.attack.badnet import BadNet
 from backdoor_bench.bench import Bench
 from backdoor_bench.errors import ConfigError
@@ -72,7 +72,7 @@ def recipe(optimizer: dict[str, Any] | None = None, **scheduler: Any) -> dict[st
 )  # fmt: skip
 def test_one_sentence_says_what_was_expected(node: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        optimiser.check(node, "recipe")
+        option.check(node, "recipe")
     assert "\n" not in str(caught.value)
 
 
@@ -91,17 +91,17 @@ def test_one_sentence_says_what_was_expected(node: dict[str, Any], message: str)
     ],
 )
 def test_what_they_take_is_taken(node: dict[str, Any]) -> None:
-    optimiser.check(node, "recipe")
+    option.check(node, "recipe")
 
 
 def test_a_schedule_that_moves_by_step_is_looked_into() -> None:
     inner = {"_target_": f"{OPTIM}.lr_scheduler.StepLR", "_partial_": True, "step_size": 3}
     outer = {"_target_": "backdoor_bench.training.by_step", "_partial_": True, "scheduler": inner}
     node = recipe() | {"scheduler": outer}
-    optimiser.check(node, "")
+    option.check(node, "")
     inner["step_size"] = "wide"
     with pytest.raises(ConfigError, match=r"^scheduler\.scheduler\.step_size=wide: expected a whole number$"):
-        optimiser.check(node, "")
+        option.check(node, "")
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ class Mine(BadNet):
 
 def test_a_class_of_somebody_elses_takes_what_it_takes_and_has_its_bases_options() -> None:
     node = {"_target_": f"{__name__}.Mine", "strength": 0.5, "target_label": 1}
-    assert optimiser.make(node, "attack").target_label == 1
+    assert option.make(node, "attack").target_label == 1
     with pytest.raises(ConfigError, match=r"^unknown option of attack .*'strenght'\. Did you mean strength\?"):
-        optimiser.make(node | {"strenght": 1}, "attack")
+        option.make(node | {"strenght": 1}, "attack")
 
 
 def test_a_wrong_interpolation_is_one_sentence(compose) -> None:
