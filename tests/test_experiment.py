@@ -301,6 +301,15 @@ def test_a_seed_written_as_a_float_is_the_same_run(compose, store) -> None:
     assert {repr((plan.config["seed"], plan.config["repetition"])) for plan in plans} == {"(5, 2)"}
 
 
+@pytest.mark.parametrize(
+    ("defense", "place"),
+    [("ft", "finetune"), ("unibp", "mask"), ("unibp", "masked_finetune"), ("unit", "bound"), ("gradprune", "prune")],
+)
+def test_a_batch_of_nothing_is_refused_before_a_victim_is_trained(defense, place, compose, store) -> None:
+    with pytest.raises(BenchError, match="batch_size=0: expected"):
+        Bench(store).plan(compose("+attack=badnet", f"+defense={defense}", f"defense.stages.{place}.batch_size=0"))
+
+
 @pytest.mark.parametrize("wrong", ["seed=abc", "seed=-1", "repetition=1.5", "recipe.epochs=two", "recipe.epochs=0"])
 def test_what_must_be_a_whole_number_is_refused_when_a_run_is_planned(wrong, compose, store) -> None:
     name, _, value = wrong.partition("=")

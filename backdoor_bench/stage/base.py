@@ -125,7 +125,7 @@ class TrainingStage(Stage, LightningModule):
         inputs: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(inputs)
-        self.epochs, self.batch_size = require_whole("epochs", epochs, 0), batch_size
+        self.epochs, self.batch_size = require_whole("epochs", epochs, 0), require_whole("batch_size", batch_size, 1)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ class BNFisher(TrainingStage):
         max_drop: float = 0.1,
         **training: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size or 0, **training)
+        super().__init__(batch_size=batch_size_of(None) if batch_size is None else batch_size, **training)
         for name, value, known in (
             ("fisher", fisher, ("batch", "sample_ce")),
             ("k_select", k_select, ("fixed", "val")),
@@ -167,7 +167,7 @@ class BNFisher(TrainingStage):
         self.when, self.apply_to = when, apply_to
         self.per_image, self.uses_validation = fisher == "sample_ce", k_select == "val"  # type: ignore[misc]
         self.max_drop = max_drop
-        self.wanted_batch_size = batch_size
+        self.batch_size_by_ratio = batch_size is None
 
     def check_network(self, network: nn.Module, images: Tensor) -> None:
         self._budget(network)
@@ -179,7 +179,8 @@ class BNFisher(TrainingStage):
         }
         twin = copy.deepcopy(network if reference is None else reference.network)
         self.layers = anatomy.batch_norms(twin)
-        self.batch_size = self.wanted_batch_size or batch_size_of(view.clean_ratio)
+        if self.batch_size_by_ratio:
+            self.batch_size = batch_size_of(view.clean_ratio)
         if self.apply_to == "reset":
             network.load_state_dict(twin.state_dict())
         self._totals, self._parts = [torch.zeros_like(parameter) for parameter in self._affine()], []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_bench.dataset import Batches, ImageSet
-from backdoor_bench.errors import ConfigError, IncompatibleError, unknown
+from backdoor_bench.errors import ConfigError, IncompatibleError, require_whole, unknown
 from backdoor_bench.model import anatomy
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.stage.base import Stage
@@ -169,7 +169,7 @@ class Bound(Stage):
         if granularity not in ("unit", "channel"):
             raise ConfigError(f"granularity={granularity}: expected unit or channel")
         self.z, self.granularity, self.sites = z, granularity, sites
-        self.augment, self.batch_size = augment, batch_size
+        self.augment, self.batch_size = augment, require_whole("batch_size", batch_size, 1)
 
     def check_network(self, network: nn.Module, images: Tensor) -> None:
         if not isinstance(self.sites, Sequence) and not anatomy.activations(network, images):

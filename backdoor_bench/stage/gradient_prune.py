@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from backdoor_bench import progress
 from backdoor_bench.dataset import ImageSet
-from backdoor_bench.errors import ConfigError, IncompatibleError
+from backdoor_bench.errors import ConfigError, IncompatibleError, require_whole
 from backdoor_bench.model import anatomy
 from backdoor_bench.numerics import Numerics
 from backdoor_bench.stage.base import Stage
@@ -186,7 +186,8 @@ class GradientPrune(Stage):
         if layer_type not in ("conv", "linear"):
             raise ConfigError(f"layer_type={layer_type}: expected conv or linear")
         self.layer_type = layer_type
-        self.alpha, self.patience, self.batch_size, self.bn_mode = alpha, patience, batch_size, bn_mode
+        self.alpha, self.patience, self.bn_mode = alpha, patience, bn_mode
+        self.batch_size = require_whole("batch_size", batch_size, 1)
         self.filters_per_round, self.max_rounds, self.exclude = filters_per_round, max_rounds, tuple(exclude)
 
     def check_network(self, network: nn.Module, images: Tensor) -> None:

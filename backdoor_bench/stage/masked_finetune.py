@@ -38,9 +38,10 @@ class MaskedFinetune(Finetune):
     """
 
     def __init__(self, batch_size: int | None = None, **training: Any) -> None:
-        super().__init__(batch_size=batch_size or 0, **training)
-        self.wanted_batch_size = batch_size
+        super().__init__(batch_size=batch_size_of(None) if batch_size is None else batch_size, **training)
+        self.batch_size_by_ratio = batch_size is None
 
     def run(self, network: nn.Module, view: DefenderView, mask: Mask | None = None) -> None:
-        self.batch_size = self.wanted_batch_size or batch_size_of(view.clean_ratio)
+        if self.batch_size_by_ratio:
+            self.batch_size = batch_size_of(view.clean_ratio)
         super().run(network, view, mask)
