@@ -43,7 +43,8 @@ def job(config: DictConfig) -> None:
     if hydra_config.mode != RunMode.MULTIRUN:
         single(config)
         return
-    name = " ".join(override for override in hydra_config.overrides.task if override not in _constants)
+    varied = [item for item in hydra_config.overrides.task if overrides.name_of(item) not in _constants]
+    name = " ".join(varied)
     progress.say(f"job {hydra_config.job.num}: {name}")
     outcome = _run(config, name, lambda table, done: progress.say(f"  {table.line(done.record)}"))
     outcome["multirun"] = hydra_config.sweep.dir
@@ -82,7 +83,7 @@ def _note(folder: Path, outcome: dict[str, Any]) -> None:
     (folder / JOB).write_text(json.dumps(outcome | {"record": key}, indent=1))
 
 
-# One process, one command: what its jobs came to, and the overrides that all of them share.
+# One process, one command: what its jobs came to, and the names of the options that all of them share.
 _outcomes: list[dict[str, Any]] = []
 _constants: set[str] = set()
 
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _outcomes.clear()
     _constants.clear()
-    _constants.update(overrides.spellings(given))
+    _constants.update(overrides.constants(given))
     conf, sweeps = configuration.directory(), configuration.directory("multirun_sweeps")
     try:
         ready = overrides.prepare(given, conf, sweeps)

@@ -20,8 +20,8 @@ FACTORS = ("width", "blocks")
 """Options that only networks of our own have."""
 OPTIONAL = ("attack", "defense", "sweep")
 """Groups that a run may do without: Hydra wants a plus before their choice."""
-NULL, ESCAPED_NULL = "${oc.decode:null}", r"$\{oc.decode\:null\}"
-"""A null that Hydra's ``choice(...)`` takes; and as its jobs then have it."""
+NULL = "${oc.decode:null}"
+"""A null that Hydra's ``choice(...)`` takes."""
 NAMED = (*OPTIONAL, "dataset", "model", "preset", "logger")
 """Groups whose names a person knows by heart and may type alone."""
 PLACED = {"stage": "stage@defense.stages.prune", "schedule": "schedule@recipe.scheduler"}
@@ -209,20 +209,22 @@ def _check(override: Override, folders: Sequence[Path], grid: bool = False) -> N
             raise unknown(group.split("/")[-1], name, known)
 
 
-def spellings(arguments: Sequence[str]) -> set[str]:
-    """How jobs of a multirun may write what was typed for all of them: ``save_purified=true`` is ``=True`` there."""
-    found, parser = set(arguments), OverridesParser.create()
+def constants(arguments: Sequence[str]) -> set[str]:
+    """The names of the options that are typed with one value, as all jobs of a multirun have them."""
+    found, parser = set(), OverridesParser.create()
     for argument in arguments:
         try:
             override = parser.parse_override(argument)
         except HydraException:
             continue  # a flag, or a path that needs quotes
-        if override.is_sweep_override() or override.is_delete():
-            continue
-        name = override.get_key_element()
-        values = [override.get_value_element_as_str(), *([ESCAPED_NULL] if override.value() is None else [])]
-        found |= {f"{sign}{name.removeprefix('+')}={value}" for sign in ("", "+") for value in values}
+        if not override.is_sweep_override():
+            found.add(name_of(argument))
     return found
+
+
+def name_of(argument: str) -> str:
+    """The option that an override sets, adds or takes away: ``attack`` of ``+attack=badnet``."""
+    return argument.partition("=")[0].lstrip("+~")
 
 
 def _check_root(override: Override, conf: Path, arguments: Sequence[str]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from backdoor_bench.dataset.split import require_clean_from
 from backdoor_bench.errors import ConfigError, require_whole, unknown
 
 SWITCHES = ("force", "save_purified", "measure_stages", "download")
-CLEAN_FROM = ("unpoisoned", "all")
 TOO_LARGE = 2**62
 TRAINER = ("precision", "channels_last", "eval_batch_size", "dataset_memory_share")
 
@@ -36,8 +36,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     share = config["weak_attack_below"]
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise ConfigError(f"weak_attack_below={share}: expected an ASR as a fraction in [0, 1], e.g. 0.5 for 50 %")
-    if config["clean_from"] not in CLEAN_FROM:
-        raise ConfigError(f"clean_from={config['clean_from']}: expected {' or '.join(CLEAN_FROM)}")
+    require_clean_from(config["clean_from"])
     if not isinstance(config["trust"], (list, tuple)):
         raise ConfigError(f"trust={config['trust']}: expected a list of packages, e.g. trust=[mine]")
     if not config["data_dir"]:

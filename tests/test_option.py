@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -90,8 +91,10 @@ def test_one_sentence_says_what_was_expected(node: dict[str, Any], message: str)
         {"anything": [1, {"else": None}]},
     ],
 )
-def test_what_they_take_is_taken(node: dict[str, Any]) -> None:
+def test_what_they_take_is_taken_and_stays_as_it_was(node: dict[str, Any]) -> None:
+    before = copy.deepcopy(node)
     option.check(node, "recipe")
+    assert node == before
 
 
 def test_a_schedule_that_moves_by_step_is_looked_into() -> None:

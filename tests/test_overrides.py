@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from backdoor_bench import config
 from backdoor_bench.composing import compose_run
 from backdoor_bench.errors import ConfigError
-from backdoor_bench.overrides import ESCAPED_NULL, flags_last, prepare, spellings
+from backdoor_bench.overrides import NULL, constants, flags_last, name_of, prepare
 
 CONF, SWEEPS = config.directory(), config.directory("multirun_sweeps")
 
@@ -204,8 +204,9 @@ def test_the_plus_before_a_group_that_every_run_has_is_dropped(group: str) -> No
 def test_a_null_under_a_swept_group_becomes_a_choice_that_hydra_reads() -> None:
     *_, null = ready("-m", "+attack=badnet,sig", "attack.size=null")
     parsed = OverridesParser.create().parse_overrides([null])[0]
-    assert list(parsed.sweep_string_iterator()) == [ESCAPED_NULL]
-    assert compose_run(["+attack=badnet", f"attack.size={ESCAPED_NULL}"], CONF).attack.size is None
+    [value] = parsed.sweep_string_iterator()
+    assert compose_run(["+attack=badnet", f"attack.size={value}"], CONF).attack.size is None
+    assert null == f"attack.size=choice({NULL})"
     assert prepare(["+sweep=smoke", "defense=null"], CONF, SWEEPS)[-1] == "+defense=choice(none)"
 
 
@@ -229,7 +230,7 @@ def test_flags_may_stand_between_options(arguments: str, ordered: str) -> None:
 
 def test_what_all_jobs_share_is_known_however_hydra_writes_it() -> None:
     typed = ["-m", "+defense=ft,fp", "attack=badnet", "save_purified=true", "lr=1e-1", "spc=null", "~defense.epochs"]
-    swept = {"+defense=ft,fp", "-m", "~defense.epochs"}
-    jobs = ["+attack=badnet", "save_purified=True", "lr=0.1", f"spc={ESCAPED_NULL}"]
-    assert {*jobs, *swept, *typed} <= spellings(typed)
-    assert not {"+defense=ft", "+defense=fp"} & spellings(typed)
+    shared = constants(typed)
+    jobs = ["+attack=badnet", "save_purified=True", "lr=0.1", "spc=$\\{oc.decode\\:null\\}", "~defense.epochs=null"]
+    assert shared == {name_of(job) for job in jobs}
+    assert name_of("+defense=fp") not in shared

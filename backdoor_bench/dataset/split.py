@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch import Tensor
 from backdoor_bench import seeding
 from backdoor_bench.errors import ConfigError, DataError
 
+CleanFrom = Literal["unpoisoned", "all"]
+"""Where a drawn image that the attacker altered is replaced, or not; see :func:`draw_clean`."""
 DEFAULT_RATIO = 0.05
 VALIDATION_SHARE = 0.1
 
@@ -95,13 +97,19 @@ class CleanDraw:
     replaced: int
 
 
+def require_clean_from(clean_from: object) -> None:
+    """Raise ConfigError where it is none of :data:`CleanFrom`."""
+    if clean_from not in get_args(CleanFrom):
+        raise ConfigError(f"clean_from={clean_from}: expected {' or '.join(get_args(CleanFrom))}")
+
+
 def draw_clean(
     labels: Tensor,
     regime: Regime,
     dataset_id: str,
     repetition: int,
     altered: Tensor | None = None,
-    clean_from: Literal["unpoisoned", "all"] = "unpoisoned",
+    clean_from: CleanFrom = "unpoisoned",
 ) -> CleanDraw:
     """Draw the defender's clean images: stratified, seeded by (data set, repetition) alone, nested over regimes.
 
@@ -117,8 +125,7 @@ def draw_clean(
     Returns:
         Train (90 %) and validation (10 %, at least one of each class that has two) positions.
     """
-    if clean_from not in ("unpoisoned", "all"):
-        raise ConfigError(f"clean_from={clean_from}: expected unpoisoned or all")
+    require_clean_from(clean_from)
     labels = labels.cpu()
     counts = regime.counts(torch.bincount(labels).tolist())
     train, validation, replaced = [], [], 0
