@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +28,16 @@ class OfflineRun:
     exit_code: int | None = None
 
 
-def read(folder: Path) -> OfflineRun:
+def read(folder: Path, patience: float = 10.0) -> OfflineRun:
+    """A run that was finished.
+
+    W&B's own process may write the file after ``finish()`` has returned (2 of 120 runs, with three processes on two
+    cores), so its last record is waited for, ``patience`` seconds at most.
+    """
     (file,) = folder.glob("*.wandb")
-    run = OfflineRun()
+    run, until = OfflineRun(), time.monotonic() + patience
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(file)) and time.monotonic() < until:
+        time.sleep(0.05)
     for record in records(file):
         match record.WhichOneof("record_type"):
             case "run":
